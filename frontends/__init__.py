@@ -1,0 +1,1 @@
+"""Frontends: anything that holds a model -> :class:`onnx_ir.Model`."""

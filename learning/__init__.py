@@ -1,0 +1,1 @@
+"""The stage before compiling: what writes a plan by training."""

@@ -1,0 +1,114 @@
+"""Infer the shapes that weights of another size have made wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import onnx
+import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class RefreshShapes(ir.passes.InPlacePass):
+    """Forget the shapes of all values inside graphs and infer them anew; what cannot be inferred stays unknown.
+
+    Before (W was sliced, h is stale)::
+
+        x[N,8] -- MatMul(W[8,20]) -- h[N,32] -- Relu -- a[N,32] -- MatMul(V[20,8]) -- y[N,8]
+
+    After::
+
+        x[N,8] -- MatMul(W[8,20]) -- h[N,20] -- Relu -- a[N,20] -- MatMul(V[20,8]) -- y[N,8]
+
+    Shapes of graph inputs, graph outputs and initializers are declarations, and stay; so do all types (but a missing one is
+    filled in). The inference is that of onnx, on the graph without its weights. O(#nodes).
+
+    Attributes:
+        constant_bytes: constants up to this size are shown to the inference, since they may be shapes.
+    """
+
+    name: ClassVar[str] = "refresh-shapes"
+    constant_bytes: int = 1024
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Refresh in place; ``modified`` tells whether any shape or type is another than before."""
+        before: list[tuple[ir.Value, ir.Shape | None, ir.TypeProtocol | None]] = []
+        for node in model.graph.all_nodes():
+            for value in node.outputs:
+                if not value.is_graph_output():
+                    before.append((value, value.shape, value.type))
+                    value.shape = None
+        with _without_data(model, self.constant_bytes):
+            proto = ir.serde.serialize_model(model)
+        inferred = _infer(proto)
+        if inferred is not None:
+            _merge(model.graph, inferred.graph)
+        changed = any(value.shape != shape or value.type != kind for value, shape, kind in before)
+        return ir.passes.PassResult(model, modified=changed)
+
+
+def _infer(proto: onnx.ModelProto) -> onnx.ModelProto | None:
+    """The proto with what onnx can infer, or None where it gives up on the model as a whole."""
+    for propagate in (True, False):  # following the data of shapes finds more, and is the part of onnx that fails
+        try:
+            return onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=propagate)
+        except Exception:  # of several unrelated kinds; unknown shapes are a valid outcome
+            continue
+    return None
+
+
+def _merge(graph: ir.Graph, proto: onnx.GraphProto) -> None:
+    """Take over inferred shapes, and types where there is none, into ``graph`` and its subgraphs."""
+    infos = {info.name: info for info in proto.value_info}
+    for node, node_proto in zip(graph, proto.node, strict=True):
+        for value in node.outputs:
+            info = infos.get(value.name or "")
+            if info is None or value.is_graph_output():
+                continue
+            kind = ir.serde.deserialize_type_proto_for_type(info.type)
+            if value.type is None:
+                value.type = kind
+            if type(value.type) is type(kind):
+                value.shape = ir.serde.deserialize_type_proto_for_shape(info.type)
+        for attribute in node_proto.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _merge(node.attributes[attribute.name].as_graph(), attribute.g)
+            elif attribute.type == onnx.AttributeProto.GRAPHS:
+                for inner, inner_proto in zip(node.attributes[attribute.name].as_graphs(), attribute.graphs, strict=True):
+                    _merge(inner, inner_proto)
+
+
+@contextmanager
+def _without_data(model: ir.Model, limit: int) -> Iterator[None]:
+    """Let every constant of more than ``limit`` bytes have a type and a shape only, for as long as the context lasts."""
+    undo: list[Callable[[], object]] = []
+
+    def hide(tensor: ir.TensorProtocol, name: str) -> ir.ExternalTensor:
+        return ir.ExternalTensor("hidden", 0, 0, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name)
+
+    try:
+        for graph in model.graphs():
+            for name, value in graph.initializers.items():
+                tensor = value.const_value
+                if tensor is not None and _is_heavy(tensor, limit):
+                    undo.append(partial(setattr, value, "const_value", tensor))
+                    value.const_value = hide(tensor, name)
+        for node in model.graph.all_nodes():
+            for key, attribute in list(node.attributes.items()):
+                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                    tensor = attribute.as_tensor()
+                    if _is_heavy(tensor, limit):
+                        undo.append(partial(node.attributes.__setitem__, key, attribute))
+                        node.attributes[key] = ir.AttrTensor(key, hide(tensor, tensor.name or ""))
+        yield
+    finally:
+        for step in undo:
+            step()
+
+
+def _is_heavy(tensor: ir.TensorProtocol, limit: int) -> bool:
+    return tensor.dtype != ir.DataType.STRING and tensor.nbytes > limit

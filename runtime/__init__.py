@@ -1,0 +1,1 @@
+"""ONNX Runtime: does the compiled model compute the same, and what does it cost to run?"""

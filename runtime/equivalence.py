@@ -1,0 +1,471 @@
+"""Does the compiled model compute what the reference computes?
+
+Both models run with ORT's optimisation off and with all of it, on the same inputs, and every output is compared wherever the
+reference is finite. How far two right answers may lie apart is measured, not guessed::
+
+    noise      = max |reference(off) - reference(all)|          the same graph, two orders of rounding
+    floor      = 8 * eps * sqrt(depth) * scale                  what reordering sums costs where ORT happens to change nothing
+    tolerance  = min(max(4 * noise, floor), max(cap * scale, 2 * noise))
+
+``scale`` is the largest finite magnitude of the reference's output, ``depth`` the number of products on the longest path, ``eps``
+and ``cap`` belong to the precision that the weights are stored in (cap: 1e-5 in fp32). Where the reference alone is noisier than
+the cap, twice its noise is allowed, and the report says so. Integers have to be equal wherever the reference agrees with itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from inarch.runtime.inputs import Case
+from inarch.runtime.session import ModelLike, Session, SessionOptions, load, model_file
+from inarch.structure.errors import RuntimeFailure
+
+Array = npt.NDArray[Any]
+Level = Literal["off", "all"]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many steps are done, and how many there are."""
+
+Chains = Sequence[Sequence[str]]
+"""One chain a call of a site: names of values from its last product on. The last one that both models have is compared, since a
+product that was split into blocks may give its old name to a part of the sum."""
+
+LEVELS: tuple[Level, ...] = ("off", "all")
+
+_PRODUCTS = frozenset(
+    {"MatMul", "Gemm", "Conv", "Einsum", "Attention", "MultiHeadAttention", "GroupQueryAttention", "FusedMatMul", "MatMulInteger"}
+)
+_TINY = 1e-6
+"""Scale that outputs smaller than this are held to: an output of exact zeros has none of its own."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How exact a model can be.
+
+    Attributes:
+        name: of the type that most of its weights are stored in.
+        eps: rounding of that type.
+        cap: relative error that is never exceeded by rounding alone, as this project defines equivalence.
+    """
+
+    name: str
+    eps: float
+    cap: float
+
+
+_PRECISIONS = {
+    ir.DataType.DOUBLE: Precision("fp64", 2.0**-52, 1e-12),
+    ir.DataType.FLOAT: Precision("fp32", 2.0**-23, 1e-5),
+    ir.DataType.FLOAT16: Precision("fp16", 2.0**-10, 1e-2),
+    ir.DataType.BFLOAT16: Precision("bf16", 2.0**-7, 5e-2),
+}
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """One output on one case at one optimisation level.
+
+    Attributes:
+        output: its name.
+        case: name of the inputs.
+        level: ORT's optimisation, the same for both models.
+        max_abs: largest difference where the reference is finite.
+        relative: the same over ``scale``.
+        scale: largest finite magnitude of the reference.
+        noise: largest difference of the reference to itself between the levels.
+        tolerance: largest difference that is allowed.
+        compared: numbers compared.
+        total: numbers in the output.
+        ok: the verdict.
+        reason: why not, where the difference alone does not say it; or a remark.
+    """
+
+    output: str
+    case: str
+    level: Level
+    max_abs: float
+    relative: float
+    scale: float
+    noise: float
+    tolerance: float
+    compared: int
+    total: int
+    ok: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class OutputSummary:
+    """The worst of one output over all cases and levels; attributes as :class:`OutputCheck`, each its own maximum."""
+
+    output: str
+    max_abs: float
+    relative: float
+    noise: float
+    tolerance: float
+    ok: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class SiteDifference:
+    """The first site at which two models part.
+
+    Attributes:
+        site: its name.
+        value: the value that was compared.
+        max_abs: largest difference.
+        relative: the same over the value's scale.
+        case: name of the inputs.
+    """
+
+    site: str
+    value: str
+    max_abs: float
+    relative: float
+    case: str
+
+
+@dataclass(frozen=True)
+class EquivalenceReport:
+    """Whether two models compute the same.
+
+    Attributes:
+        checks: every output, case and level.
+        precision: ``fp32`` ...
+        depth: products on the longest path.
+        first_site: where they part, if they do and a site's value shows it.
+        searched: how many sites could be looked at for it.
+    """
+
+    checks: tuple[OutputCheck, ...]
+    precision: str
+    depth: int
+    first_site: SiteDifference | None = None
+    searched: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Every check passed, and there was something to check."""
+        return bool(self.checks) and all(check.ok for check in self.checks)
+
+    @property
+    def outputs(self) -> tuple[OutputSummary, ...]:
+        """One summary an output, in the model's order."""
+        summaries = []
+        for name in dict.fromkeys(check.output for check in self.checks):
+            mine = [check for check in self.checks if check.output == name]
+            failed = [check for check in mine if not check.ok]
+            worst = max(failed or mine, key=lambda check: (check.relative / max(check.tolerance, 1e-300), check.relative))
+            reason = next((check.reason for check in [*failed, *mine] if check.reason), "")
+            summaries.append(
+                OutputSummary(
+                    name,
+                    max(check.max_abs for check in mine),
+                    max(check.relative for check in mine),
+                    max(check.noise for check in mine),
+                    worst.tolerance,
+                    not failed,
+                    reason,
+                )
+            )
+        return tuple(summaries)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain JSON types; numbers that are not finite become None."""
+        record: dict[str, Any] = finite_json({**asdict(self), "ok": self.ok, "outputs": [asdict(item) for item in self.outputs]})
+        return record
+
+
+def compare(
+    reference: ModelLike,
+    compiled: ModelLike,
+    cases: Sequence[Case],
+    *,
+    site_outputs: Mapping[str, Chains] | None = None,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> EquivalenceReport:
+    """Compare two models on the same inputs.
+
+    Args:
+        reference: what is right.
+        compiled: what is checked.
+        cases: inputs that the reference's original accepts.
+        site_outputs: site -> the values by which its result can be seen; where an output differs, the first of them that
+            differs names the site.
+        providers: execution providers.
+        threads: intra-op threads; 0 leaves it to ORT.
+        progress: told about every run.
+
+    Raises:
+        RuntimeFailure: a file cannot be read, or ORT refuses the REFERENCE. A compiled model that it refuses fails its checks.
+    """
+    truth = load(reference)
+    load(compiled)
+    precision, deep = precision_of(truth), depth(truth)
+    runs: dict[tuple[str, Level], list[dict[str, Array] | RuntimeFailure]] = {}
+    steps = [(who, level) for level in LEVELS for who in ("reference", "compiled")]
+    with model_file(reference) as truth_path, model_file(compiled) as compiled_path:  # written once, not once a level
+        for done, (who, level) in enumerate(steps):
+            if progress is not None:
+                progress(f"{who}, optimisation {level}", done, len(steps))
+            options = SessionOptions(level, tuple(providers), threads)
+            right = who == "reference"
+            runs[who, level] = _run(truth_path if right else compiled_path, cases, options, strict=right)
+    if progress is not None:
+        progress("compared", len(steps), len(steps))
+    checks: list[OutputCheck] = []
+    for number, case in enumerate(cases):
+        truths = {level: _succeeded(runs["reference", level][number]) for level in LEVELS}
+        for level in LEVELS:
+            result = runs["compiled", level][number]
+            for name, truth_array in truths[level].items():
+                context = _Context(name, case.name, level, precision, deep, _noise(name, truths))
+                checks.append(_check(context, truth_array, result, _unstable(name, truths)))
+    report = EquivalenceReport(_something_compared(checks), precision.name, deep)
+    if report.ok or not site_outputs:
+        return report
+    failing = {check.case for check in report.checks if not check.ok}
+    ran = [isinstance(result, dict) for result in runs["compiled", "off"]]
+    case = next((case for case, good in zip(cases, ran, strict=True) if good and case.name in failing), None)
+    if case is None:
+        return report  # it does not even run: there is nothing to look into
+    found, searched = first_difference(truth, load(compiled), case, site_outputs, providers=providers, threads=threads)
+    return EquivalenceReport(report.checks, report.precision, report.depth, found, searched)
+
+
+def first_difference(
+    reference: ir.Model,
+    compiled: ir.Model,
+    case: Case,
+    site_outputs: Mapping[str, Chains],
+    *,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+    threads: int = 0,
+) -> tuple[SiteDifference | None, int]:
+    """The first site value, in the reference's graph order, that two models disagree on, with optimisation off.
+
+    First by the precision's cap, then, where the models part slowly, by the rounding that the depth explains.
+
+    Returns:
+        The site, or None where all values agree or none can be compared; and how many values were compared.
+
+    Raises:
+        RuntimeFailure: ORT refuses one of the models with its inner values as outputs.
+    """
+    position = {value.name: i for i, node in enumerate(reference.graph) for value in node.outputs}
+    there = {value.name for node in compiled.graph for value in node.outputs}
+    wanted = sorted(
+        (position[common[-1]], site, common[-1])
+        for site, chains in site_outputs.items()
+        for chain in chains
+        if (common := [value for value in chain if value in position and value in there])
+    )
+    if not wanted:
+        return None, 0
+    names = [value for _, _, value in wanted]
+    options = SessionOptions("off", tuple(providers), threads)
+    results = []
+    for model in (reference, compiled):
+        with Session(_with_outputs(model, names), options) as session:
+            results.append(session.run(case.feeds, list(dict.fromkeys(names))))
+    right, other = results
+    precision, deep = precision_of(reference), depth(reference)
+    for allowed in (precision.cap, _floor(precision, deep)):
+        for _, site, value in wanted:
+            difference, scale, bad = _difference(right[value], other[value])
+            if bad or difference > allowed * scale:
+                return SiteDifference(site, value, difference, difference / scale, case.name), len(wanted)
+    return None, len(wanted)
+
+
+def precision_of(model: ir.Model) -> Precision:
+    """The precision in which most of a model's floating-point bytes are stored."""
+    sizes = dict.fromkeys(_PRECISIONS, 0)
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and value.const_value.dtype in sizes:
+            sizes[value.const_value.dtype] += value.const_value.nbytes
+    for node in model.graph:
+        if node.op_type == "Constant" and "value" in node.attributes:
+            tensor = node.attributes["value"].as_tensor()
+            if tensor.dtype in sizes:
+                sizes[tensor.dtype] += tensor.nbytes
+    best = max(sizes, key=lambda dtype: sizes[dtype])
+    return _PRECISIONS[best if sizes[best] else ir.DataType.FLOAT]
+
+
+def depth(model: ir.Model) -> int:
+    """Products (MatMul, Gemm, Conv, Attention ...) on the longest path through the main graph; at least 1. O(#nodes)."""
+    reached: dict[ir.Value, int] = {}
+    deepest = 1
+    for node in model.graph:
+        before = max((reached.get(value, 0) for value in node.inputs if value is not None), default=0)
+        here = before + (node.op_type in _PRODUCTS)
+        deepest = max(deepest, here)
+        for output in node.outputs:
+            reached[output] = here
+    return deepest
+
+
+def finite_json(value: Any) -> Any:
+    """Plain JSON types, with None for numbers that JSON cannot write."""
+    if isinstance(value, dict):
+        return {str(key): finite_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_json(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+@dataclass(frozen=True)
+class _Context:
+    output: str
+    case: str
+    level: Level
+    precision: Precision
+    depth: int
+    noise: float
+
+
+def _run(
+    model: ModelLike, cases: Sequence[Case], options: SessionOptions, *, strict: bool
+) -> list[dict[str, Array] | RuntimeFailure]:
+    """Outputs of every case; what failed in its place, unless ``strict``."""
+    try:
+        with Session(model, options) as session:
+            results: list[dict[str, Array] | RuntimeFailure] = []
+            for case in cases:
+                try:
+                    results.append(session.run(case.feeds))
+                except RuntimeFailure as error:
+                    if strict:
+                        raise
+                    results.append(error)
+            return results
+    except RuntimeFailure as error:
+        if strict:
+            raise
+        return [error] * len(cases)
+
+
+def _succeeded(result: dict[str, Array] | RuntimeFailure) -> dict[str, Array]:
+    if isinstance(result, RuntimeFailure):
+        raise result
+    return result
+
+
+def _noise(name: str, truths: Mapping[Level, Mapping[str, Array]]) -> float:
+    off, on = truths["off"].get(name), truths["all"].get(name)
+    if off is None or on is None or off.shape != on.shape or not _is_float(off):
+        return 0.0
+    both = np.isfinite(off) & np.isfinite(on)
+    return float(np.max(np.abs(_wide(off) - _wide(on)), where=both, initial=0.0))
+
+
+def _unstable(name: str, truths: Mapping[Level, Mapping[str, Array]]) -> Array | None:
+    """Where a reference of integers does not agree with itself."""
+    off, on = truths["off"].get(name), truths["all"].get(name)
+    if off is None or on is None or off.shape != on.shape or _is_float(off):
+        return None
+    return np.asarray(off != on)
+
+
+def _check(context: _Context, right: Array, result: dict[str, Array] | RuntimeFailure, unstable: Array | None) -> OutputCheck:
+    def failed(reason: str) -> OutputCheck:
+        infinite = float("inf")
+        return OutputCheck(
+            context.output, context.case, context.level, infinite, infinite, 0.0, context.noise, 0.0, 0, right.size, False, reason
+        )
+
+    if isinstance(result, RuntimeFailure):
+        return failed(result.message)
+    other = result.get(context.output)
+    if other is None:
+        return failed("the compiled model has no such output")
+    if other.shape != right.shape:
+        return failed(f"shape {list(other.shape)} instead of {list(right.shape)}")
+    if other.dtype != right.dtype:
+        return failed(f"{other.dtype.name} instead of {right.dtype.name}")
+    if not _is_float(right):
+        wrong = np.asarray(other != right) if unstable is None else np.asarray(other != right) & ~unstable
+        count = int(np.count_nonzero(wrong))
+        reason = f"{count} of {right.size} differ" if count else ""
+        size, wrongest = right.size, float(count > 0)
+        return OutputCheck(
+            context.output, context.case, context.level, wrongest, wrongest, 1.0, 0.0, 0.0, size, size, not count, reason
+        )
+    difference, scale, bad = _difference(right, other)
+    explained = max(4 * context.noise, _floor(context.precision, context.depth) * scale)
+    capped = context.precision.cap * scale
+    tolerance = min(explained, max(capped, 2 * context.noise))
+    reason = ""
+    if bad:
+        reason = f"not finite at {bad} places where the reference is"
+    elif 2 * context.noise > capped:
+        reason = "the reference alone is noisier than the cap"
+    compared = int(np.count_nonzero(np.isfinite(right)))
+    return OutputCheck(
+        context.output, context.case, context.level, difference, difference / scale, scale, context.noise, tolerance, compared,
+        right.size, not bad and difference <= tolerance, reason,
+    )  # fmt: skip
+
+
+def _something_compared(checks: Sequence[OutputCheck]) -> tuple[OutputCheck, ...]:
+    """Fail outputs of which no case had anything finite to compare: nothing was shown about them."""
+    compared: dict[str, int] = {}
+    for check in checks:
+        compared[check.output] = compared.get(check.output, 0) + check.compared
+    return tuple(
+        OutputCheck(**{**asdict(check), "ok": False, "reason": "the reference is finite nowhere, so nothing was compared"})
+        if check.ok and check.total and not compared[check.output]
+        else check
+        for check in checks
+    )
+
+
+def _difference(right: Array, other: Array) -> tuple[float, float, int]:
+    """(largest difference where the reference is finite, the reference's scale, places where only it is finite)."""
+    if right.shape != other.shape:
+        return float("inf"), 1.0, right.size
+    if not _is_float(right):
+        return float(np.count_nonzero(right != other)), 1.0, 0
+    finite = np.isfinite(right)
+    bad = int(np.count_nonzero(finite & ~np.isfinite(other)))
+    scale = max(float(np.max(np.abs(_wide(right)), where=finite, initial=0.0)), _TINY)
+    with np.errstate(invalid="ignore"):
+        distance = np.abs(_wide(right) - _wide(other))
+    largest = float("inf") if bad else float(np.max(distance, where=finite, initial=0.0))
+    return largest, scale, bad
+
+
+def _floor(precision: Precision, deep: int) -> float:
+    return 8 * precision.eps * math.sqrt(deep)
+
+
+def _is_float(array: Array) -> bool:
+    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+
+
+def _wide(array: Array) -> npt.NDArray[np.float64]:
+    return array.astype(np.float64)
+
+
+def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy of a model that also returns inner values."""
+    copy = model.clone()
+    present = {value.name for value in copy.graph.outputs}
+    values = {value.name: value for node in copy.graph for value in node.outputs}
+    for name in dict.fromkeys(names):
+        if name not in present:
+            copy.graph.outputs.append(values[name])
+    return copy

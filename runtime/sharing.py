@@ -1,0 +1,172 @@
+"""Does a compiled model stay shared once ONNX Runtime has optimised it?
+
+ORT may fold a shared tensor into copies, or make a Gemm of one of its readers and a MatMul of another and pack it twice. So the
+graph that ORT really runs is written out at its full optimisation level and looked at: every shared tensor has to be there once,
+and all its readers have to be one kind of operator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from inarch.runtime.session import Array, ModelLike, Session, SessionOptions, load
+
+METADATA_KEY = "inarch.shared"
+"""Model metadata: a JSON list of the initializers that the compiler shares."""
+
+
+@dataclass(frozen=True)
+class SharedTensor:
+    """What became of one shared initializer.
+
+    Attributes:
+        name: its name in the compiled model.
+        bytes: its size.
+        copies: initializers of the optimised graph that hold its values, as they are or transposed.
+        readers: kinds of its readers, e.g. ``MatMul[1]`` (operator and input), with how many of each.
+        ok: stored once, read by one kind of operator.
+        reason: why not.
+    """
+
+    name: str
+    bytes: int
+    copies: int
+    readers: Mapping[str, int]
+    ok: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class SharingReport:
+    """What is shared in the graph that ORT runs.
+
+    Attributes:
+        tensors: every shared initializer.
+        stored_bytes: tensor bytes of the compiled model, each initializer as often as it is there.
+        optimised_bytes: the same after ORT's full optimisation.
+        listed: whether the model says what it shares; if not, matrices with several readers were taken.
+    """
+
+    tensors: tuple[SharedTensor, ...]
+    stored_bytes: int
+    optimised_bytes: int
+    listed: bool
+
+    @property
+    def ok(self) -> bool:
+        """Every shared tensor is stored once and read by one kind of operator."""
+        return all(tensor.ok for tensor in self.tensors)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain JSON types."""
+        return {**asdict(self), "ok": self.ok}
+
+
+def check_sharing(compiled: ModelLike, *, providers: Sequence[str] = ("CPUExecutionProvider",)) -> SharingReport:
+    """Optimise a compiled model as ORT does before running it, and look at every shared tensor.
+
+    Args:
+        compiled: the model.
+        providers: execution providers; which optimisations run depends on them.
+
+    Raises:
+        RuntimeFailure: ORT refuses the model.
+    """
+    model = load(compiled)
+    listed = METADATA_KEY in model.metadata_props
+    names = shared_names(model)
+    with tempfile.TemporaryDirectory(prefix="inarch-") as folder:
+        path = Path(folder) / "optimised.onnx"
+        Session(compiled, SessionOptions("all", tuple(providers), optimised_path=path)).close()
+        optimised = load(path)
+        tensors = _look(model, optimised, names)
+        return SharingReport(tensors, tensor_bytes(model), tensor_bytes(optimised), listed)
+
+
+def shared_names(model: ir.Model) -> tuple[str, ...]:
+    """Initializers that a model shares: those its metadata lists, else its floating-point matrices with more than one reader."""
+    text = model.metadata_props.get(METADATA_KEY)
+    if text is not None:
+        return tuple(str(name) for name in json.loads(text))
+    return tuple(
+        name
+        for name, value in model.graph.initializers.items()
+        if len(value.uses()) > 1 and value.shape is not None and len(value.shape) >= 2 and min(value.shape.numpy(), default=0) > 1
+        and value.dtype is not None and value.dtype.is_floating_point()
+    )  # fmt: skip
+
+
+def tensor_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers and Constant nodes, in the main graph and in subgraphs."""
+    total = sum(tensor.nbytes for graph in model.graphs() for tensor in _tensors(graph.initializers.values()))
+    for node in model.graph.all_nodes():
+        if node.op_type == "Constant" and "value" in node.attributes:
+            total += node.attributes["value"].as_tensor().nbytes
+    return total
+
+
+def _tensors(values: Iterable[ir.Value]) -> list[ir.TensorProtocol]:
+    return [value.const_value for value in values if value.const_value is not None]
+
+
+def _look(model: ir.Model, optimised: ir.Model, names: Sequence[str]) -> tuple[SharedTensor, ...]:
+    """Match shared tensors to the optimised graph's by content, since ORT may rename what it moves."""
+    originals: dict[str, ir.TensorProtocol] = {}
+    for name in names:
+        value = model.graph.initializers.get(name)
+        if value is not None and value.const_value is not None:
+            originals[name] = value.const_value
+    sizes = {tensor.nbytes for tensor in originals.values()}
+    found: dict[str, list[ir.Value]] = {}
+    for value in optimised.graph.initializers.values():
+        if value.const_value is not None and value.const_value.nbytes in sizes:
+            found.setdefault(array_digest(value.const_value.numpy()), []).append(value)
+    result: list[SharedTensor] = []
+    for name in names:
+        if name not in originals:
+            result.append(SharedTensor(name, 0, 0, {}, False, "the model has no such initializer"))
+            continue
+        tensor = originals[name]
+        array = tensor.numpy()
+        digests = {array_digest(array)} | ({array_digest(array.T)} if array.ndim == 2 else set())
+        copies = [value for digest in sorted(digests) for value in found.get(digest, ())]
+        readers: dict[str, int] = {}
+        for value in copies:
+            for node, index in value.uses():
+                kind = _kind(node, index)
+                readers[kind] = readers.get(kind, 0) + 1
+        reason = ""
+        if not copies:
+            reason = "ONNX Runtime folded it into something else"
+        elif len(copies) > 1:
+            reason = f"ONNX Runtime keeps {len(copies)} copies: {', '.join(str(value.name) for value in copies)}"
+        elif len(readers) > 1:
+            reason = f"it is packed once for each kind of reader: {', '.join(sorted(readers))}"
+        result.append(SharedTensor(name, tensor.nbytes, len(copies), readers, not reason, reason))
+    return tuple(result)
+
+
+def _kind(node: ir.Node, index: int) -> str:
+    """What decides how ORT packs a weight: operator, input, and the flags that transpose it."""
+    flags = [f"{name}={node.attributes[name].value}" for name in ("transA", "transB", "transBatchB") if name in node.attributes]
+    domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}."
+    return f"{domain}{node.op_type}[{index}]" + (f"({', '.join(flags)})" if flags else "")
+
+
+def array_digest(array: Array) -> str:
+    """Hash of an array's shape, type and values; a view that is not contiguous is copied a strip at a time."""
+    digest = hashlib.blake2b(f"{array.shape}{array.dtype.str}".encode(), digest_size=16)
+    array = np.atleast_1d(array)
+    step = len(array) if array.flags.c_contiguous else max(1, (1 << 22) * len(array) // max(1, array.size))
+    for first in range(0, len(array), max(1, step)):
+        digest.update(np.ascontiguousarray(array[first : first + step]).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

@@ -1,0 +1,226 @@
+"""The functions of the public face: what the command line does, from Python.
+
+A *model* is a path or an ``onnx_ir.Model``, a *plan* a path or a :class:`~inarch.structure.plan.Plan`. Rooms are imported inside
+the functions, so that who only compiles loads no ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from inarch.compiler.compile import CompileResult
+    from inarch.runtime.inputs import Case
+    from inarch.runtime.verify import Verification
+    from inarch.structure.cost import CostTable
+    from inarch.structure.discover import Discovery
+    from inarch.structure.plan import Plan
+    from inarch.structure.planners import PlanResult, Progress
+
+    Inputs = str | os.PathLike[str] | Sequence[Case]
+
+AnyModel = str | os.PathLike[str] | ir.Model
+
+
+def open_model(model: AnyModel) -> ir.Model:
+    """The model itself, or the one that the file holds, its weights mapped and not read.
+
+    Raises:
+        ModelError: the file is no valid ONNX model.
+    """
+    if isinstance(model, ir.Model):
+        return model
+    from inarch.frontends.onnx_file import load_model
+
+    return load_model(model)
+
+
+def open_plan(plan: str | os.PathLike[str] | Plan) -> Plan:
+    """The plan itself, or the one that the file holds.
+
+    Raises:
+        PlanError: the file is no valid plan.
+    """
+    from inarch.structure.plan import Plan, load_plan
+
+    return plan if isinstance(plan, Plan) else load_plan(plan)
+
+
+def open_cost(cost: str | os.PathLike[str] | CostTable | None) -> CostTable:
+    """The cost table itself, the one that the file holds, or the shipped one for None.
+
+    Raises:
+        InarchError: the file is no valid cost table.
+    """
+    from inarch.structure.cost import DEFAULT_COST, CostTable, load_cost
+
+    if cost is None:
+        return DEFAULT_COST
+    return cost if isinstance(cost, CostTable) else load_cost(Path(cost))
+
+
+def model_name(model: AnyModel) -> str:
+    """What a plan calls the model: the file's name without its ending, or the graph's name."""
+    return (model.graph.name or "model") if isinstance(model, ir.Model) else Path(model).stem
+
+
+def discover(model: AnyModel) -> Discovery:
+    """Find every MSA and FFN of a model, packed projections among them.
+
+    Returns:
+        ``.table`` lists the sites, and what looks like one and cannot be compiled, with the reason.
+
+    Raises:
+        ModelError: the file is no valid ONNX model.
+    """
+    from inarch.frontends.canonicalize import canonicalize
+    from inarch.structure.discover import discover
+
+    return discover(canonicalize(open_model(model)))
+
+
+def draft_plan(
+    model: AnyModel,
+    *,
+    keep: float,
+    method: str = "similarity",
+    cost: str | os.PathLike[str] | CostTable | None = None,
+    minimum: float = 0.125,
+    share_fraction: float = 0.5,
+    block: int = 4,
+    progress: Progress | None = None,
+) -> PlanResult:
+    """:func:`make_plan` with what the plan keeps, and what it left alone.
+
+    Raises:
+        InarchError: as :func:`make_plan`.
+    """
+    from inarch.compiler.values import parameter_tensors
+    from inarch.structure.planners import make_plan
+
+    found = discover(model)
+    tensors = parameter_tensors(found.model)
+    return make_plan(
+        found.table,
+        lambda name: tensors[name].numpy(),
+        keep=keep,
+        method=method,
+        name=model_name(model),
+        cost=open_cost(cost),
+        minimum=minimum,
+        share_fraction=share_fraction,
+        block=block,
+        progress=progress,
+    )
+
+
+def make_plan(
+    model: AnyModel,
+    *,
+    keep: float,
+    method: str = "similarity",
+    cost: str | os.PathLike[str] | CostTable | None = None,
+    minimum: float = 0.125,
+    share_fraction: float = 0.5,
+    block: int = 4,
+) -> Plan:
+    """Make a plan from the weights alone, without training.
+
+    Args:
+        model: the model.
+        keep: fraction of the whole model's parameters that stays, in (0, 1].
+        method: ``magnitude``, ``similarity`` or ``uniform``.
+        cost: a cost table or its file; the shipped one by default.
+        minimum: fraction of each axis that always stays.
+        share_fraction: similarity: how much of the saving comes from sharing, in [0, 1].
+        block: similarity: most sites that share one base.
+
+    Raises:
+        UnreachableError: the fraction cannot be reached; ``reachable`` is the smallest that can.
+        InarchError: a bad model, cost table or option.
+    """
+    return draft_plan(
+        model, keep=keep, method=method, cost=cost, minimum=minimum, share_fraction=share_fraction, block=block
+    ).plan
+
+
+def compile(
+    model: AnyModel,
+    plan: str | os.PathLike[str] | Plan,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    cost: str | os.PathLike[str] | CostTable | None = None,
+    prefer: str | None = None,
+    progress: Progress | None = None,
+) -> CompileResult:
+    """Carry out a plan: prune, share and store each shared weight once.
+
+    Args:
+        model: the model; it is not changed.
+        plan: the plan.
+        out: where the compiled model is written, whole or not at all; None keeps it in memory.
+        cost: a cost table or its file; the shipped one by default.
+        prefer: ``size`` or ``latency`` moves the table's balance.
+        progress: called with a step's name, what is done and what there is.
+
+    Raises:
+        InarchError: a bad model or plan, or a plan that is for another model.
+    """
+    from inarch.compiler.compile import compile_model
+
+    return compile_model(
+        open_model(model),
+        open_plan(plan),
+        None if out is None else Path(out),
+        cost=open_cost(cost),
+        prefer=prefer,
+        progress=progress,
+    )
+
+
+def verify(
+    original: AnyModel,
+    plan: str | os.PathLike[str] | Plan,
+    compiled: AnyModel,
+    *,
+    inputs: Inputs | None = None,
+    seed: int = 0,
+    provider: str = "CPUExecutionProvider",
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Verification:
+    """Apply a plan by values only, and hold the compiled model against the result in ONNX Runtime.
+
+    Args:
+        original: the model that was compiled.
+        plan: what it was compiled with.
+        compiled: the result.
+        inputs: an ``.npz`` file or cases of your own; made to fit the graph by default.
+        seed: of the inputs that are made.
+        provider: ONNX Runtime's execution provider.
+        threads: intra-op threads; 0 leaves it to ONNX Runtime.
+        progress: called with a step's name, what is done and what there is.
+
+    Returns:
+        ``.ok`` is the verdict; equivalence, sharing and damage stand beside it.
+
+    Raises:
+        InarchError: a bad model or plan, or ONNX Runtime is missing or refuses the original.
+    """
+    from inarch.runtime.verify import verify
+
+    return verify(
+        original,
+        open_plan(plan),
+        compiled,
+        inputs=inputs,
+        seed=seed,
+        providers=(provider,),
+        threads=threads,
+        progress=progress,
+    )

@@ -1,0 +1,283 @@
+"""Discovery: the sites of a graph, found from the axes that couple, not from names or patterns.
+
+A projection whose contracted axis is not frozen is the *sink* of a site (``down``, ``o``); the projections that make that
+axis are its *sources*. What lies between decides the kind: a softmax over a product of two sources is an MSA; a plain chain whose
+result is added to the residual stream that its input comes from is an FFN.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from inarch.structure.axis_rules import RULES, SOURCES
+from inarch.structure.coupling import Coupling, Projection
+from inarch.structure.kinds import Found, NotASite, as_ffn, as_msa, attends, is_residual, origins
+from inarch.structure.members import members_of, riders_of
+from inarch.structure.naming import name_sites
+from inarch.structure.regions import Region
+from inarch.structure.shapes import constant
+from inarch.structure.sites import AXIS_FACTORS, Rejection, Site, SiteTable
+from inarch.structure.views import FLOATS
+
+_LIMIT = 12
+"""More projections than this on one axis is the residual stream of a model without norms, not a hidden axis."""
+
+QUANTISED = frozenset(
+    "MatMulInteger QLinearMatMul MatMulNBits MatMulBnb4 DynamicQuantizeMatMul MatMulIntegerToFloat QGemm QAttention".split()
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Discovery:
+    """The sites of a model and where they lie in its graph.
+
+    Attributes:
+        table: the sites as data.
+        regions: site name -> its call-sites.
+        model: the model that was read; it is not changed.
+        coupling: the analysis of its main graph.
+    """
+
+    table: SiteTable
+    regions: Mapping[str, tuple[Region, ...]]
+    model: ir.Model
+    coupling: Coupling
+
+    def uses(self, site: str) -> Mapping[str, list[tuple[ir.Node, int]]]:
+        """Role -> the node inputs through which a site reads that member."""
+        found: dict[str, list[tuple[ir.Node, int]]] = defaultdict(list)
+        for region in self.regions[site]:
+            for role, projection in region.projections.items():
+                found[role].append((projection.node, 1))
+            for rider in region.riders:
+                if rider.role is not None:
+                    found[rider.role].append((rider.node, rider.position))
+        return found
+
+    def outputs(self, site: str) -> list[str]:
+        """Names of the values that a site's sinks write, call by call."""
+        return [
+            str(region.projections[role].node.outputs[0].name)
+            for region in self.regions[site]
+            for role in sorted(region.sinks)
+        ]
+
+
+def discover(model: ir.Model) -> Discovery:
+    """Find every MSA and FFN of a model's main graph.
+
+    Packed projections are seen as separate ones only after ``frontends.canonicalize``.
+
+    Args:
+        model: any model; it is not changed and no large tensor's data is read.
+
+    Returns:
+        The sites in model order, their regions, and what looks like a site but is not compilable, with the reason.
+    """
+    coupling = Coupling(model.graph, RULES, SOURCES)
+    order = coupling.order
+    found: list[tuple[Found, Site, Region]] = []
+    rejected: list[Rejection] = []
+    makers, readers = _index(coupling)
+    taken: set[Projection] = set()
+    # Frozen axes are tried last: what is found there is only reported.
+    for frozen_too in (False, True):
+        for sink in coupling.projections:
+            if sink in taken or sink.k is None:
+                continue
+            group = _component(coupling, sink, makers, readers, frozen_too=frozen_too)
+            if group is None:
+                continue
+            sources, sinks = group
+            reason: str | None = None
+            site: Site | None = None
+            region: Region | None = None
+            candidate: Found | None = None
+            try:
+                candidate = as_msa(coupling, sources, sinks, order) or as_ffn(coupling, sources, sinks, order)
+                if candidate is None:
+                    continue
+                region = Region(candidate.nodes, dict(candidate.projections), candidate.sinks, candidate.names, coupling)
+                site, region = _build(candidate, region)
+                if all(axis.frozen for axis in site.axes.values()):
+                    reason = next(axis.frozen for axis in site.axes.values() if axis.frozen)
+            except NotASite as refusal:
+                reason = str(refusal)
+                taken.update(sinks)
+            if candidate is not None:
+                taken.update(p for role, p in candidate.projections.items() if role in candidate.sinks)
+            if reason is None and site is not None and region is not None and candidate is not None:
+                found.append((candidate, site, region))
+            elif reason is not None:
+                params = tuple(str(p.view.param.name) for p in (*sources, *sinks))
+                nodes = tuple(str(p.node.name or p.node.outputs[0].name) for p in (*sources, *sinks))
+                rejected.append(Rejection("", reason, nodes, params))
+    found.sort(key=lambda item: max(order[item[2].projections[role].node] for role in item[2].sinks))
+    rejected.extend(_disconnected(coupling, taken))
+    rejected.extend(_unreadable(coupling))
+    sites, regions = _merge_calls(found)
+    names = name_sites(sites, [regions[i][0] for i in range(len(sites))])
+    named = tuple(replace(site, name=name) for site, name in zip(sites, names, strict=True))
+    numbers, size = _parameters(model)
+    table = SiteTable(named, tuple(_name_rejections(rejected)), numbers, size)
+    return Discovery(table, {site.name: tuple(regions[i]) for i, site in enumerate(named)}, model, coupling)
+
+
+_Index = dict[int, list[Projection]]
+
+
+def _index(coupling: Coupling) -> tuple[_Index, _Index]:
+    """Leaf factor -> the projections that make it, and those that contract it."""
+    makers: _Index = defaultdict(list)
+    readers: _Index = defaultdict(list)
+    for projection in coupling.projections:
+        for leaf in dict.fromkeys(coupling.leaves(projection.n)):
+            makers[leaf].append(projection)
+        for leaf in dict.fromkeys(coupling.leaves(projection.k or ())):
+            readers[leaf].append(projection)
+    return makers, readers
+
+
+def _component(
+    coupling: Coupling, sink: Projection, makers: _Index, readers: _Index, *, frozen_too: bool
+) -> tuple[list[Projection], list[Projection]] | None:
+    """The projections that a sink's hidden factors connect; None where there are none or too many."""
+
+    def free(factors: Iterable[int]) -> list[int]:
+        return [leaf for leaf in coupling.leaves(factors) if frozen_too or coupling.frozen(leaf) is None]
+
+    todo = free(sink.k or ())
+    if not todo:
+        return None
+    seen = set(todo)
+    sources: dict[Projection, None] = {}
+    sinks: dict[Projection, None] = {sink: None}
+    while todo:
+        leaf = todo.pop()
+        for projection in makers.get(leaf, ()):
+            if projection not in sources:
+                sources[projection] = None
+                fresh = [f for f in free(projection.n) if f not in seen]
+                seen.update(fresh)
+                todo.extend(fresh)
+        for projection in readers.get(leaf, ()):
+            if projection not in sinks:
+                sinks[projection] = None
+                fresh = [f for f in free(projection.k or ()) if f not in seen]
+                seen.update(fresh)
+                todo.extend(fresh)
+        if len(sources) + len(sinks) > _LIMIT:
+            return None
+    return (list(sources), list(sinks)) if sources else None
+
+
+def _build(candidate: Found, region: Region) -> tuple[Site, Region]:
+    """Members, riders and frozen factors of a candidate."""
+    coupling = region.coupling
+    riders, uniform, loose = riders_of(region, candidate.kind)
+    region.riders.extend(riders)
+    members = members_of(region)
+    sizes: dict[str, int] = {}
+    frozen: dict[str, str] = {}
+    wanted = {name for names in AXIS_FACTORS.values() for name in names}
+    for leaf, name in region.names.items():
+        size = coupling.size(leaf).value
+        if size is None:
+            raise NotASite("a hidden axis has no fixed size")
+        if name in wanted:
+            sizes[name] = size
+            reason = coupling.frozen(leaf) or loose.get(name)
+            if reason is not None:
+                frozen[name] = reason
+    if candidate.kind == "msa":
+        sizes.setdefault("head", 1)
+    params = {p.view.param for p in region.projections.values()}
+    params.update(v for r in riders if r.role is not None and (v := r.node.inputs[r.position]) is not None)
+    for param in params:
+        if param in coupling.captured or param.is_graph_output() or param.is_graph_input():
+            how = "a subgraph captures" if param in coupling.captured else "the graph's interface has"
+            frozen.update(dict.fromkeys(sizes, f"{how} its parameter {param.name}"))
+    names: tuple[str, ...] = ("hidden", "head", "qk", "vo", "vo2")
+    ordered = {name: sizes[name] for name in names if name in sizes}
+    site = Site("", candidate.kind, members, ordered, frozen, candidate.form, 1, uniform)
+    return site, region
+
+
+def _merge_calls(found: list[tuple[Found, Site, Region]]) -> tuple[list[Site], dict[int, list[Region]]]:
+    """Call-sites that read the same weights are one site."""
+    sites: list[Site] = []
+    regions: dict[int, list[Region]] = defaultdict(list)
+    places: dict[object, int] = {}
+    for _, site, region in found:
+        key = tuple((m.role, m.param, m.axis, m.start, m.runs, m.factors) for m in site.members.values())
+        if key in places:
+            at = places[key]
+            sites[at] = replace(
+                sites[at],
+                calls=sites[at].calls + 1,
+                frozen={**site.frozen, **sites[at].frozen},
+                uniform=sites[at].uniform | site.uniform,
+            )
+        else:
+            at = places[key] = len(sites)
+            sites.append(site)
+        regions[at].append(region)
+    return sites, regions
+
+
+def _disconnected(coupling: Coupling, taken: set[Projection]) -> Iterable[Rejection]:
+    """What would be a site if an operator inside it had a rule: its sink has no factor in common with its sources."""
+    nodes = {p.node: p for p in coupling.projections}
+    for sink in coupling.projections:
+        leaves = coupling.leaves(sink.k or ())
+        reason = next((r for leaf in leaves if (r := coupling.frozen(leaf))), None)
+        if sink in taken or not leaves or reason is None:
+            continue
+        sources = origins(coupling, sink.x, nodes)
+        out = sink.node.outputs[0]
+        ffn = 1 <= len(sources) <= 2 and all(is_residual(p.x, out) for p in sources)
+        if ffn or (len(sources) == 3 and attends(coupling, sink, nodes)):
+            params = tuple(str(p.view.param.name) for p in (*sources, sink))
+            yield Rejection("", reason, tuple(str(p.node.name or p.node.outputs[0].name) for p in (*sources, sink)), params)
+
+
+def _unreadable(coupling: Coupling) -> Iterable[Rejection]:
+    """Weights and operators that no rule reads: quantised products and weights computed in the graph."""
+    for node, made_by in coupling.opaque_weights.items():
+        what = "quantised weight (DequantizeLinear)" if made_by == "DequantizeLinear" else f"its weight is computed by {made_by}"
+        yield Rejection("", what, (str(node.name or node.outputs[0].name),))
+    for node in coupling.graph:
+        name = str(node.name or node.outputs[0].name)
+        if node.op_type in QUANTISED:
+            yield Rejection("", f"quantised weight ({node.op_type})", (name,))
+        elif node.op_type in ("GroupQueryAttention", "PackedAttention") or (
+            node.op_type == "Attention" and node.domain == "com.microsoft"
+        ):
+            reason = next((r for f in (coupling.axes(node.outputs[0]) or ()) for x in coupling.leaves(f) if (r := coupling.frozen(x))), "")
+            yield Rejection("", reason or f"{node.op_type} is not followed", (name,))
+        elif any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()):
+            yield Rejection("", f"control flow ({node.op_type}) is carried through untouched", (name,))
+
+
+def _name_rejections(rejected: list[Rejection]) -> Iterable[Rejection]:
+    for item in rejected:
+        dotted = next((p.removesuffix(".weight") for p in item.params if "." in p), None)
+        yield replace(item, name=dotted or (item.nodes[0] if item.nodes else "?"))
+
+
+def _parameters(model: ir.Model) -> tuple[int, int]:
+    """(numbers, bytes) in the model's floating-point parameters: initializers and Constants, subgraphs included."""
+    numbers = size = 0
+    for graph in model.graphs():
+        values: list[ir.Value] = list(graph.initializers.values())
+        values += [v for n in graph if n.op_type == "Constant" for v in n.outputs]
+        for value in values:
+            tensor = constant(value) or value.const_value
+            if tensor is not None and tensor.dtype in FLOATS:
+                numbers += int(tensor.size)
+                size += int(tensor.nbytes)
+    return numbers, size

@@ -1,0 +1,101 @@
+"""The ``inarch`` command.
+
+Exit codes: 0 ok, 1 a check failed, 2 bad input, 3 a defect of inarch, 130 interrupted. Errors are one message on stderr;
+``--debug`` adds the traceback, ``--json`` makes them JSON.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from inarch import __version__
+from inarch.structure.errors import InarchError
+from inarch.tools import bench, compile, demo, inspect, passes, plan, render, verify
+
+OK, FAILED, BAD_INPUT, DEFECT, INTERRUPTED = 0, 1, 2, 3, 130
+
+app = typer.Typer(
+    name="inarch",
+    help="Share and prune the weights of exported transformers, and prove that nothing else changed.",
+    epilog="Exit codes: 0 ok, 1 a check failed, 2 bad input. A first look: inarch inspect MODEL",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        render.say(f"inarch {__version__}")
+        raise typer.Exit(OK)
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Share and prune the weights of exported transformers, and prove that nothing else changed."""
+
+
+app.command("inspect")(inspect.run)
+app.add_typer(plan.app, name="plan")
+app.command("compile")(compile.run)
+app.command("verify")(verify.run)
+app.command("bench")(bench.run)
+app.command("passes")(passes.run)
+app.command("demo")(demo.run)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    as_json, debug = "--json" in options, "--debug" in options
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(args=arguments, prog_name="inarch", standalone_mode=not as_json)
+        code = result if isinstance(result, int) else OK
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else BAD_INPUT
+    except InarchError as error:
+        _traceback(debug)
+        render.show_error(error, as_json=as_json)
+        code = BAD_INPUT
+    except typer.TyperException as error:
+        render.fail_json("usage", error.format_message())
+        code = error.exit_code
+    except Exception as error:  # the last line of defence: a defect is reported as one, not as a traceback
+        _traceback(debug)
+        _show_defect(error, as_json=as_json)
+        code = DEFECT
+    if code == INTERRUPTED:
+        render.err().print("interrupted")
+    return code
+
+
+def _show_defect(error: Exception, *, as_json: bool) -> None:
+    message = f"{type(error).__name__}: {error}"
+    if as_json:
+        render.fail_json("internal", message, hint="run with --debug")
+    else:
+        render.err().print(f"internal error: {message}; run with --debug for the traceback", markup=False)
+
+
+def _traceback(wanted: bool) -> None:
+    if wanted:
+        traceback.print_exc()

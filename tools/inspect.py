@@ -1,0 +1,129 @@
+"""``inarch inspect MODEL``: the sites of a model, and why something is not a site."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inarch.tools import render
+from inarch.tools.options import Debug, Json, Model
+
+if TYPE_CHECKING:
+    from inarch.structure.sites import Member, Site, SiteTable
+
+
+def run(
+    model: Model,
+    params: Annotated[bool, typer.Option("--params", help="Also show which parameter holds each member of a site.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what can be shared and pruned in a model.
+
+    A site is one attention (msa) or one feed-forward network (ffn). Its widths are what a plan can prune; a frozen axis
+    stays as it is, and the reason is given.
+    """
+    from inarch.frontends.onnx_file import load_model
+    from inarch.structure.discover import discover
+
+    with render.progress(quiet=json) as report:
+        report("reading the graph", 0, 0)
+        discovery = discover(load_model(model))
+    if json:
+        render.emit_json({"format": "inarch.inspect/1", "model": model.name, **as_data(discovery.table)})
+        return
+    show(discovery.table, params=params)
+
+
+def widths(site: Site) -> str:
+    """The widths that a plan can change: ``1536`` of an FFN, ``64`` or (qk, vo) ``32/64`` a head of an MSA; ``*`` if frozen."""
+    inner = [f"{axis.per_head}{_star(site, name)}" for name, axis in site.axes.items() if name != "head"]
+    return inner[0] if len(set(inner)) == 1 else "/".join(inner)
+
+
+def _star(site: Site, axis: str) -> str:
+    return "*" if site.axes[axis].frozen else ""
+
+
+def show(table: SiteTable, *, params: bool) -> None:
+    """Print the sites, what is frozen, what was rejected and the totals."""
+    shown = render.table("site", "kind", ("heads", "right"), ("width", "right"), ("params", "right"), "form")
+    for site in table.sites:
+        heads = f"{site.heads}{_star(site, 'head')}" if site.kind == "msa" else ""
+        form = site.form if site.calls == 1 else f"{site.form}, {site.calls} calls"
+        render.add_row(shown, site.name, site.kind, heads, widths(site), render.count(site.parameters), form)
+    render.show(shown)
+    if params:
+        members = render.table("site", "member", "parameter", "stored", "on axis")
+        for site in table.sites:
+            for role, member in site.members.items():
+                stored = " x ".join(str(n) for n in member.shape)
+                place = f"{member.axis}: {member.start}-{member.start + member.size - 1}"
+                render.add_row(members, site.name, role, member.param, stored, place)
+        render.show(members)
+    frozen = [(site.name, axis.name, axis.frozen) for site in table.sites for axis in site.axes.values() if axis.frozen]
+    if frozen:
+        why = render.table("* site", "axis", "cannot be changed because")
+        for row in frozen:
+            render.add_row(why, *row)
+        render.show(why)
+    if table.rejected:
+        rejected = render.table("not a site", "because")
+        for item in table.rejected:
+            render.add_row(rejected, item.name, item.reason)
+        render.show(rejected)
+    inside = site_parameters(table)
+    ffns = sum(site.kind == "ffn" for site in table.sites)
+    render.say(f"{len(table.sites)} sites: {len(table.sites) - ffns} msa, {ffns} ffn")
+    render.say(
+        f"{render.count(table.parameters)} parameters ({render.size(table.bytes)}), "
+        f"{render.count(inside)} of them in sites ({render.percent(inside, table.parameters)})"
+    )
+    render.say(f"fingerprint {table.fingerprint}")
+
+
+def site_parameters(table: SiteTable) -> int:
+    """Parameters of all sites: what plans can touch."""
+    return sum(site.parameters for site in table.sites)
+
+
+def as_data(table: SiteTable) -> dict[str, object]:
+    """The table for ``--json``."""
+    return {
+        "fingerprint": table.fingerprint,
+        "parameters": table.parameters,
+        "bytes": table.bytes,
+        "site_parameters": site_parameters(table),
+        "sites": [_site_data(site) for site in table.sites],
+        "rejected": [
+            {"name": r.name, "reason": r.reason, "nodes": list(r.nodes), "params": list(r.params)} for r in table.rejected
+        ],
+    }
+
+
+def _site_data(site: Site) -> dict[str, object]:
+    return {
+        "name": site.name,
+        "kind": site.kind,
+        "form": site.form,
+        "calls": site.calls,
+        "heads": site.heads if site.kind == "msa" else None,
+        "parameters": site.parameters,
+        "axes": {
+            name: {"size": axis.size, "heads": axis.heads, "per_head": axis.per_head, "frozen": axis.frozen}
+            for name, axis in site.axes.items()
+        },
+        "members": {role: _member_data(member) for role, member in site.members.items()},
+    }
+
+
+def _member_data(member: Member) -> dict[str, object]:
+    return {
+        "param": member.param,
+        "axis": member.axis,
+        "start": member.start,
+        "size": member.size,
+        "shape": list(member.shape),
+        "transposed": member.transposed,
+    }

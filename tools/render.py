@@ -1,0 +1,175 @@
+"""What the command line shows: tables that fit 80 columns, numbers, JSON, progress bars and errors.
+
+Results go to stdout, everything else to stderr, so that a result can be piped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from inarch.structure.errors import InarchError, PlanError
+
+Report = Callable[[str, int, int], None]
+"""Called as ``report(stage, done, total)``; ``total`` 0 means that the end is not known."""
+
+WIDTH = 80
+
+
+def out() -> Console:
+    """The console for results. Not a terminal: 80 columns and no colour."""
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH, highlight=False, emoji=False)
+
+
+def err() -> Console:
+    """The console for errors, warnings and progress."""
+    return Console(file=sys.stderr, width=None if sys.stderr.isatty() else WIDTH, highlight=False, emoji=False, soft_wrap=True)
+
+
+def emit_json(value: object) -> None:
+    """Print one JSON document to stdout. What JSON cannot say (NaN, infinities) becomes null."""
+    sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def plain(value: object) -> object:
+    """The value as what JSON has: mappings, lists, strings, numbers, booleans and None.
+
+    Raises:
+        TypeError: a value of a type that has no place in a report.
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    raise TypeError(f"a report cannot hold a {type(value).__name__}")
+
+
+def table(*columns: str | tuple[str, str], title: str | None = None) -> Table:
+    """An empty table; a column is its header, or ``(header, "right")`` for numbers. Long words fold instead of widening it."""
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        header, justify = (column, "left") if isinstance(column, str) else column
+        right = justify == "right"
+        made.add_column(header, justify="right" if right else "left", overflow="fold", no_wrap=right, header_style="bold")
+    return made
+
+
+def add_row(made: Table, *cells: object, style: str | None = None) -> None:
+    """Add a row; cells are shown as they are, never read as markup."""
+    made.add_row(*(Text(str(cell)) for cell in cells), style=style)
+
+
+def show(made: Table) -> None:
+    """Print a table and an empty line to stdout."""
+    console = out()
+    console.print(made)
+    console.print()
+
+
+def say(text: str, *, style: str | None = None) -> None:
+    """Print one paragraph to stdout, as it is; not as markup."""
+    out().print(Text(text), style=style, soft_wrap=not sys.stdout.isatty())
+
+
+def warn(text: str) -> None:
+    """Print a warning to stderr."""
+    err().print(f"[bold yellow]warning:[/] {escape(text)}")
+
+
+def count(number: int) -> str:
+    """A count for people: ``1,234`` below a million, ``85.65 M`` from there."""
+    return f"{number:,}" if abs(number) < 1_000_000 else f"{number / 1e6:,.2f} M"
+
+
+def size(number: float) -> str:
+    """Bytes for people, in decimal units as file sizes are: ``649.1 MB``."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(number) >= scale:
+            return f"{number / scale:,.1f} {unit}"
+    return f"{number:,.0f} B"
+
+
+def percent(part: float, whole: float) -> str:
+    """``part`` of ``whole`` in per cent; ``-`` of nothing."""
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def change(before: float, after: float) -> str:
+    """How much smaller or larger in per cent: ``-37.5 %``; ``-`` where there was nothing before."""
+    return f"{100 * (after - before) / before:+.1f} %" if before else "-"
+
+
+def number(value: float) -> str:
+    """A difference or error in three digits: ``1.2e-06``, ``0``."""
+    return "0" if value == 0 else f"{value:.2g}"
+
+
+def wrapped_list(items: Sequence[str], limit: int = 4) -> str:
+    """The first few items, and how many more there are."""
+    shown = ", ".join(items[:limit])
+    return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
+
+
+@contextmanager
+def progress(*, quiet: bool = False) -> Iterator[Report]:
+    """Show how far a long job is, on stderr, while the block runs.
+
+    Args:
+        quiet: show nothing; nothing is shown either where stderr is not a terminal.
+
+    Yields:
+        ``report(stage, done, total)``; each stage gets a bar of its own.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda stage, done, total: None
+        return
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        console=err(),
+        transient=True,
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def report(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bar.add_task(escape(stage), total=total or None)
+        bar.update(tasks[stage], completed=done, total=total or None)
+
+    with bar:
+        yield report
+
+
+def show_error(error: InarchError, *, as_json: bool) -> None:
+    """Print a refusal to stderr: what, where and what to do."""
+    source = error.source if isinstance(error, PlanError) else None
+    if as_json:
+        kind = error.code if isinstance(error, PlanError) else type(error).__name__
+        fail_json(kind, error.message, source=source, where=error.where, hint=error.hint)
+        return
+    console = err()
+    place = ": ".join(part for part in (source, error.where) if part)
+    console.print(f"[bold red]error:[/] {escape(f'{place}: {error.message}' if place else error.message)}")
+    if error.hint:
+        console.print(f"[bold]hint:[/] {escape(error.hint)}")
+
+
+def fail_json(kind: str, message: str, **more: str | None) -> None:
+    """Print an error as one line of JSON to stderr."""
+    sys.stderr.write(json.dumps({"error": {"kind": kind, "message": message, **more}}, ensure_ascii=False) + "\n")
