@@ -217,11 +217,11 @@ def _wanted(claims: Sequence[_Claim], values: SiteValues, *, whole: bool) -> _Fo
         own = values.identity(site, role)
         origins = fork.origins.setdefault(member.axis, np.full(len(own), _ANY))
         mine = values.origins(site, role)
-        span = slice(member.start, member.start + member.size)
+        span = member.positions
         contradicted = (origins[span] != _ANY) & (origins[span] != mine)
         if contradicted.any():
             others = ", ".join(f"{name} ({part})" for name, part in claims)
-            index = member.start + int(np.flatnonzero(contradicted)[0])
+            index = int(span[np.flatnonzero(contradicted)[0]])
             raise LoweringError(
                 f"{others} read {member.param!r} through one input, and the plan wants different values at index {index}",
                 where=site,

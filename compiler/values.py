@@ -157,12 +157,12 @@ class SiteValues:
         member = self.member(site, role)
         edit = self.edit(site, role)
         if edit is None:
-            return self._home(member) + member.start + np.arange(member.size, dtype=np.int64)
+            return self._home(member) + member.positions
         result = np.full(member.size, -1, dtype=np.int64)
         for number in np.unique(edit.source[~edit.zero]):
             root = self.member(self._resolved.names[number], role)
             chosen = ~edit.zero & (edit.source == number)
-            result[chosen] = self._home(root) + root.start + edit.position[chosen]
+            result[chosen] = self._home(root) + root.positions[edit.position[chosen]]
         return result
 
     def identity(self, site: str, role: str) -> Indices:
@@ -216,10 +216,12 @@ class SiteValues:
         member = self.member(site, role)
         wanted = np.asarray(positions, dtype=np.int64)
         if not relative:
-            wanted = wanted - member.start
+            place = np.full(member.shape[member.axis], -1, dtype=np.int64)
+            place[member.positions] = np.arange(member.size)
+            wanted = place[wanted]
         array = self.original(site, role)
         edit = self.edit(site, role)
-        result = _take(array, member.start + wanted, member.axis)
+        result = _take(array, member.positions[wanted], member.axis)
         if edit is not None:
             self.check(site, role)
             self._overwrite(result, member, role, edit, wanted, np.arange(len(wanted)))
@@ -252,7 +254,7 @@ class SiteValues:
         self.check(site, role)
         member = self.member(site, role)
         everywhere = np.arange(member.size)
-        self._overwrite(array, member, role, edit, everywhere, member.start + everywhere)
+        self._overwrite(array, member, role, edit, everywhere, member.positions)
 
     def change(self, site: str) -> float:
         """||W - W_reference|| / ||W|| over every member of a site that the plan may change (Frobenius, float64).
@@ -269,7 +271,7 @@ class SiteValues:
             step = max(1, _CHUNK // max(1, member.width))
             for first in range(0, member.size, step):
                 positions = np.arange(first, min(member.size, first + step))
-                before = _take(array, member.start + positions, member.axis).astype(np.float64)
+                before = _take(array, member.positions[positions], member.axis).astype(np.float64)
                 norm += float(np.vdot(before, before))
                 if edit is not None and edit.changed[positions].any():
                     before -= self.stored(site, role, positions)
@@ -292,7 +294,7 @@ class SiteValues:
         for axis, plan in self._resolved.axes[site].items():
             if axis not in UNIT_AXES or not member.has(axis):
                 continue
-            index = member.index(axis) - member.start
+            index = member.relative(axis)
             zero[index[plan.pruned].reshape(-1)] = True
             if not member.is_matrix:
                 continue
@@ -316,7 +318,7 @@ class SiteValues:
             raise LoweringError(
                 f"weight vectors of {member.role!r} are {member.width} long, those of {base} {root.width}", where=site
             )
-        index = root.index(axis) - root.start
+        index = root.relative(axis)
         mine = member.size // len(self._resolved.axes[site][axis].pruned)
         if index.shape[1] != mine:
             raise LoweringError(
@@ -338,7 +340,7 @@ class SiteValues:
             step = max(1, _CHUNK // max(1, member.width))
             for first in range(0, len(chosen), step):
                 part = chosen[first : first + step]
-                rows = as_vectors(_take(array, root.start + edit.position[wanted[part]], root.axis), root.axis)
+                rows = as_vectors(_take(array, root.positions[edit.position[wanted[part]]], root.axis), root.axis)
                 view[slots[part]] = rows.reshape(len(part), *view.shape[1:])
 
     def _check_finite(self, site: str, role: str) -> None:
@@ -347,7 +349,9 @@ class SiteValues:
         member = self.member(site, role)
         array = self.original(site, role)
         span = [slice(None)] * array.ndim
-        span[member.axis] = slice(member.start, member.start + member.size)
+        # A member of several runs is looked at with what lies between them: a copy of it alone would cost more than it tells.
+        positions = member.positions
+        span[member.axis] = slice(int(positions.min()), int(positions.max()) + 1)
         if not all(all_finite(part) for part in _pieces(array[tuple(span)])):
             raise ModelError(
                 f"parameter {member.param!r} holds NaN or Inf, and the plan changes it",

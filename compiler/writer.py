@@ -221,19 +221,17 @@ def _write_data(file: _Temporary, plan: _Layout, progress: Progress | None, targ
     """Write all external tensors; returns the content's sha256."""
     content = hashlib.sha256()
 
-    def put(view: memoryview) -> None:
+    def put(view: memoryview) -> int:
         for start in range(0, len(view), _CHUNK):
             chunk = view[start : start + _CHUNK]
             content.update(chunk)
             file.write(chunk)
+        return len(view)
 
     position = 0
     for tensor, offset in plan.external:
         put(memoryview(bytes(offset - position)))
-        written = 0
-        for view in _views(tensor, tensor):
-            put(view)
-            written += len(view)
+        written = sum(map(put, _views(tensor, tensor)))  # no name here keeps a tensor while the next one is computed
         if written != tensor.nbytes:
             raise ModelError(f"tensor {tensor.name!r} has {written} bytes, and should have {tensor.nbytes}", where=str(target))
         position = offset + written

@@ -217,12 +217,12 @@ def compare(
     with model_file(reference) as truth_path, model_file(compiled) as compiled_path:  # written once, not once a level
         for done, (who, level) in enumerate(steps):
             if progress is not None:
-                progress(f"{who}, optimisation {level}", done, len(steps))
+                progress("running reference and compiled model", done, len(steps))
             options = SessionOptions(level, tuple(providers), threads)
             right = who == "reference"
             runs[who, level] = _run(truth_path if right else compiled_path, cases, options, strict=right)
     if progress is not None:
-        progress("compared", len(steps), len(steps))
+        progress("running reference and compiled model", len(steps), len(steps))
     checks: list[OutputCheck] = []
     for number, case in enumerate(cases):
         truths = {level: _succeeded(runs["reference", level][number]) for level in LEVELS}
@@ -236,10 +236,10 @@ def compare(
         return report
     failing = {check.case for check in report.checks if not check.ok}
     ran = [isinstance(result, dict) for result in runs["compiled", "off"]]
-    case = next((case for case, good in zip(cases, ran, strict=True) if good and case.name in failing), None)
-    if case is None:
+    suspects = [case for case, good in zip(cases, ran, strict=True) if good and case.name in failing]
+    if not suspects:
         return report  # it does not even run: there is nothing to look into
-    found, searched = first_difference(truth, load(compiled), case, site_outputs, providers=providers, threads=threads)
+    found, searched = first_difference(truth, load(compiled), suspects[0], site_outputs, providers=providers, threads=threads)
     return EquivalenceReport(report.checks, report.precision, report.depth, found, searched)
 
 

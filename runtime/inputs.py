@@ -126,7 +126,7 @@ def make_cases(model: ir.Model, session: Session, *, seed: int = 0, whole_rows: 
     templates = _TEMPLATES if roles else _TEMPLATES[:2]
     for number, template in enumerate(templates):
         first_error: str | None = None
-        for sizes in islice(_sizes(roles, template, hints, working), TRIES):
+        for attempt, sizes in enumerate(islice(_sizes(roles, template, hints, working), TRIES)):
             rng = np.random.default_rng([seed, number])
             case = Case(_label(sizes, number), {spec.name: _make(spec, sizes, rng, whole_rows) for spec in specs})
             if any(_same_shapes(case, other) for other in found) and roles:
@@ -136,7 +136,8 @@ def make_cases(model: ir.Model, session: Session, *, seed: int = 0, whole_rows: 
             except RuntimeFailure as error:
                 first_error = first_error or f"{case.name}: {error.message}"
                 continue
-            working = {symbol: size for symbol, size in sizes.items() if roles[symbol] in ("image", "other")}
+            if attempt:  # the model is particular about its sizes: what it took is tried first from now on
+                working = {symbol: size for symbol, size in sizes.items() if roles[symbol] in ("image", "other")}
             found.append(case)
             break
         if first_error is not None:
@@ -255,11 +256,9 @@ def _reach(value: ir.Value) -> _Found:
         for node, index in current.uses():
             op = node.op_type
             if op == "Gather" and index == 1:
-                table = node.inputs[0]
-                if table is not None and table.shape is not None and (table.is_initializer() or table.const_value is not None):
-                    rows = table.shape[node.attributes.get_int("axis", 0)]
-                    if isinstance(rows, int):
-                        found.tables.append(rows)
+                table = ir.convenience.get_const_tensor(node.inputs[0]) if node.inputs[0] is not None else None
+                if table is not None and len(table.shape):
+                    found.tables.append(int(table.shape.numpy()[node.attributes.get_int("axis", 0)]))
             elif op == "Where" and index == 0:
                 masks = _where_masks(node)
                 if masks is not None:
@@ -352,7 +351,7 @@ def _sizes(
     choices: dict[str, list[int]] = {
         "batch": [template["batch"], 1],
         "sequence": [template["sequence"], *_SEQUENCES, *hints],
-        "image": [*dict.fromkeys(working.values()), template["image"], *_IMAGES],
+        "image": [*(size for symbol, size in working.items() if roles[symbol] == "image"), template["image"], *_IMAGES],
         "other": [template["other"], *_OTHERS, *hints],
     }
     ordered = {group: list(dict.fromkeys(choices[group])) for group in groups}

@@ -50,7 +50,7 @@ def main() -> int:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = arguments.threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # start VmHWM afresh, after the imports
     before = snapshot()

@@ -183,7 +183,7 @@ def _create(
     }[options.optimisation]
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
-    settings.log_severity_level = 3
+    settings.log_severity_level = 4  # what ORT would print as an error is raised, and reported once
     if options.optimised_path is not None:
         settings.optimized_model_filepath = str(options.optimised_path)
         name = f"{options.optimised_path.name}.data"
@@ -201,7 +201,10 @@ def _create(
     try:
         session: ort.InferenceSession = runtime.InferenceSession(str(path), settings, providers=wanted)
     except errors as error:
-        raise RuntimeFailure(f"ONNX Runtime refuses the model: {short_message(error)}", where=str(path)) from error
+        message = short_message(error)
+        lacking = "Could not find an implementation" in message
+        hint = "fp16 and bf16 files are for GPUs: a CPU has no kernels for all of them" if lacking else None
+        raise RuntimeFailure(f"ONNX Runtime refuses the model: {message}", where=str(path), hint=hint) from error
     active = session.get_providers()
     if wanted[0] not in active:
         raise RuntimeFailure(f"{wanted[0]} could not start and ONNX Runtime fell back to {', '.join(active)}", where=str(path))

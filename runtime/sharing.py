@@ -20,6 +20,9 @@ import onnx_ir as ir
 
 from inarch.runtime.session import Array, ModelLike, Session, SessionOptions, load
 
+PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "FusedMatMul"})
+"""Operators that pack a weight for themselves."""
+
 METADATA_KEY = "inarch.shared"
 """Model metadata: a JSON list of the initializers that the compiler shares."""
 
@@ -31,7 +34,7 @@ class SharedTensor:
     Attributes:
         name: its name in the compiled model.
         bytes: its size.
-        copies: initializers of the optimised graph that hold its values, as they are or transposed.
+        copies: initializers of the optimised graph that hold its values, as they are, transposed, or fp16 cast to fp32.
         readers: kinds of its readers, e.g. ``MatMul[1]`` (operator and input), with how many of each.
         ok: stored once, read by one kind of operator.
         reason: why not.
@@ -53,7 +56,7 @@ class SharingReport:
         tensors: every shared initializer.
         stored_bytes: tensor bytes of the compiled model, each initializer as often as it is there.
         optimised_bytes: the same after ORT's full optimisation.
-        listed: whether the model says what it shares; if not, matrices with several readers were taken.
+        listed: whether the model says what it shares; if not, matrices that several products read were taken.
     """
 
     tensors: tuple[SharedTensor, ...]
@@ -93,16 +96,20 @@ def check_sharing(compiled: ModelLike, *, providers: Sequence[str] = ("CPUExecut
 
 
 def shared_names(model: ir.Model) -> tuple[str, ...]:
-    """Initializers that a model shares: those its metadata lists, else its floating-point matrices with more than one reader."""
+    """Initializers that a model shares: those its metadata lists, else matrices that several products read as they are."""
     text = model.metadata_props.get(METADATA_KEY)
     if text is not None:
         return tuple(str(name) for name in json.loads(text))
     return tuple(
         name
         for name, value in model.graph.initializers.items()
-        if len(value.uses()) > 1 and value.shape is not None and len(value.shape) >= 2 and min(value.shape.numpy(), default=0) > 1
-        and value.dtype is not None and value.dtype.is_floating_point()
+        if value.dtype is not None and value.dtype.is_floating_point() and _is_matrix(value)
+        and sum(node.op_type in PRODUCTS for node, _ in value.uses()) > 1
     )  # fmt: skip
+
+
+def _is_matrix(value: ir.Value) -> bool:
+    return value.shape is not None and len(value.shape) >= 2 and min(value.shape.numpy()) > 1
 
 
 def tensor_bytes(model: ir.Model) -> int:
@@ -125,7 +132,7 @@ def _look(model: ir.Model, optimised: ir.Model, names: Sequence[str]) -> tuple[S
         value = model.graph.initializers.get(name)
         if value is not None and value.const_value is not None:
             originals[name] = value.const_value
-    sizes = {tensor.nbytes for tensor in originals.values()}
+    sizes = {tensor.nbytes * factor for tensor in originals.values() for factor in (1, 2)}
     found: dict[str, list[ir.Value]] = {}
     for value in optimised.graph.initializers.values():
         if value.const_value is not None and value.const_value.nbytes in sizes:
@@ -137,7 +144,10 @@ def _look(model: ir.Model, optimised: ir.Model, names: Sequence[str]) -> tuple[S
             continue
         tensor = originals[name]
         array = tensor.numpy()
-        digests = {array_digest(array)} | ({array_digest(array.T)} if array.ndim == 2 else set())
+        forms = [array, array.T] if array.ndim == 2 else [array]
+        if array.dtype == np.float16:
+            forms += [form.astype(np.float32) for form in forms]  # what the CPU makes of it before it runs
+        digests = {array_digest(form) for form in forms}
         copies = [value for digest in sorted(digests) for value in found.get(digest, ())]
         readers: dict[str, int] = {}
         for value in copies:
@@ -157,7 +167,7 @@ def _look(model: ir.Model, optimised: ir.Model, names: Sequence[str]) -> tuple[S
 
 def _kind(node: ir.Node, index: int) -> str:
     """What decides how ORT packs a weight: operator, input, and the flags that transpose it."""
-    flags = [f"{name}={node.attributes[name].value}" for name in ("transA", "transB", "transBatchB") if name in node.attributes]
+    flags = [f"{name}=1" for name in ("transA", "transB", "transBatchB") if node.attributes.get_int(name, 0)]
     domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}."
     return f"{domain}{node.op_type}[{index}]" + (f"({', '.join(flags)})" if flags else "")
 

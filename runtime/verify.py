@@ -17,8 +17,9 @@ from inarch.frontends.onnx_file import load_model
 from inarch.runtime.damage import DamageReport, measure_damage
 from inarch.runtime.equivalence import Chains, EquivalenceReport, Progress, compare
 from inarch.runtime.inputs import Case, Cases, check_cases, load_npz, make_cases
-from inarch.runtime.session import ModelLike, Session, SessionOptions, model_file
+from inarch.runtime.session import ModelLike, Session, SessionOptions, load, model_file
 from inarch.runtime.sharing import SharingReport, check_sharing
+from inarch.runtime.widen import needs_widening, widen
 from inarch.structure.discover import discover
 from inarch.structure.resolve import resolve
 from inarch.structure.sites import SiteTable
@@ -58,6 +59,7 @@ class Verification:
         damage: original against reference.
         cases: names of the inputs.
         dropped: shapes that the original itself does not run, each with ORT's message.
+        widened: whether bf16 was compared as fp32, since the CPU has no bf16 products.
     """
 
     equivalence: EquivalenceReport
@@ -65,6 +67,7 @@ class Verification:
     damage: DamageReport
     cases: tuple[str, ...]
     dropped: tuple[str, ...]
+    widened: bool = False
 
     @property
     def ok(self) -> bool:
@@ -80,6 +83,7 @@ class Verification:
             "damage": self.damage.to_json(),
             "cases": list(self.cases),
             "dropped": list(self.dropped),
+            "widened": self.widened,
         }
 
 
@@ -114,22 +118,31 @@ def verify(
         LoweringError: the plan contradicts itself on this model.
         RuntimeFailure: ORT is missing, refuses the original or the reference, or the compiled file cannot be read.
     """
+    report = progress or (lambda stage, done, total: None)
     model = original if isinstance(original, ir.Model) else load_model(original)
     found: SiteGraph = sites if sites is not None else discover(canonicalize(model))
     resolved = resolve(plan, found.table)
     values = SiteValues(found.model, found.table, resolved)
-    reference = carry_over(apply_by_values(found.model, found.table, resolved, found.uses), found.model, model)
-    with model_file(original) as source, model_file(reference) as truth:
-        cases = choose_cases(model, source, inputs, providers=providers, threads=threads, seed=seed)
+    reference: ModelLike = carry_over(apply_by_values(found.model, found.table, resolved, found.uses), found.model, model)
+    widened = needs_widening(model, providers)
+    if widened:
+        original, reference, compiled = (widen(load(each)) for each in (model, reference, compiled))
+    with model_file(original) as source, model_file(reference) as truth, model_file(compiled) as result:
+        report("choosing inputs", 0, 1)
+        cases = choose_cases(load(original), source, inputs, providers=providers, threads=threads, seed=seed)
+        report("choosing inputs", 1, 1)
         names = {site: site_values(found, site) for site in found.table.by_name}
         equivalence = compare(
-            truth, compiled, cases.cases, site_outputs=names, providers=providers, threads=threads, progress=progress
+            truth, result, cases.cases, site_outputs=names, providers=providers, threads=threads, progress=progress
         )
+        report("measuring damage and sharing", 0, 2)
         damage = measure_damage(
             source, truth, cases.cases, values=values, sites=list(found.table.by_name), providers=providers, threads=threads
         )
-    sharing = check_sharing(compiled, providers=providers) if _loads(equivalence) else SharingReport((), 0, 0, False)
-    return Verification(equivalence, sharing, damage, tuple(case.name for case in cases.cases), cases.dropped)
+        report("measuring damage and sharing", 1, 2)
+        sharing = check_sharing(result, providers=providers) if _ran(equivalence) else SharingReport((), 0, 0, False)
+        report("measuring damage and sharing", 2, 2)
+    return Verification(equivalence, sharing, damage, tuple(case.name for case in cases.cases), cases.dropped, widened)
 
 
 def choose_cases(
@@ -178,6 +191,6 @@ def site_values(sites: SiteGraph, site: str) -> Chains:
     return chains
 
 
-def _loads(equivalence: EquivalenceReport) -> bool:
+def _ran(equivalence: EquivalenceReport) -> bool:
     """Whether the compiled model ran at all; one that ORT refuses shares nothing worth looking at."""
     return any(check.compared for check in equivalence.checks)

@@ -424,7 +424,12 @@ def einsum(c: Coupling, node: ir.Node) -> None:
 
 
 def shape_only(c: Coupling, node: ir.Node) -> None:
-    """Shape and Size read no numbers; what is computed from them keeps its original value when an axis shrinks."""
+    """Shape reads no numbers; what is computed from it keeps its original value when an axis shrinks."""
+
+
+def size(c: Coupling, node: ir.Node) -> None:
+    """Size counts all axes at once: none of them may change."""
+    c.freeze_value(node.inputs[0], "Size counts it")
 
 
 def attention(c: Coupling, node: ir.Node) -> None:
@@ -585,7 +590,7 @@ RULES: dict[str, Rule] = {
     "Gather": gather,
     "Einsum": einsum,
     "Shape": shape_only,
-    "Size": shape_only,
+    "Size": size,
     "RotaryEmbedding": rotary,
     "Attention": attention,
     "MultiHeadAttention": multi_head_attention,

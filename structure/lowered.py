@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -153,3 +154,19 @@ class LoweredPlan:
     parameters: int
     planned: int
     stored: int
+
+
+class StoredWeights(Protocol):
+    """Reads members after the plan has been applied by values; what passes store is cut out of this and nothing else."""
+
+    def stored(self, site: str, role: str, positions: Indices, *, relative: bool = True) -> npt.NDArray[Any]:
+        """Part of a member in its parameter's own layout, with ``len(positions)`` entries on the member's axis."""
+
+    def origins(self, site: str, role: str) -> Indices:
+        """Where each position of a member gets its value from; equal numbers are equal values, -1 is zero. Shape [size]."""
+
+    def identity(self, site: str, role: str) -> Indices:
+        """:meth:`origins` of the parameter's whole axis where no plan touches it. Shape [length of the axis]."""
+
+    def check(self, site: str, role: str) -> None:
+        """Refuse now what :meth:`stored` would refuse later (NaN in a changed weight)."""

@@ -70,6 +70,8 @@ def _matrix(region: Region, role: str, projection: Projection) -> Member:
     axis, positions = view.axes[own]
     other_axis, other = view.axes[1 - own]
     shape = _shape(view)
+    if len(shape) != 2:
+        raise NotASite(f"{view.param.name} has {len(shape)} axes, a weight matrix has two")
     if len(other) != shape[other_axis] or not np.array_equal(other, np.arange(len(other))):
         raise NotASite(f"{view.param.name} is sliced on the axis that is not hidden")
     start, runs = _runs(positions)
@@ -160,12 +162,23 @@ def riders_of(region: Region, kind: Kind) -> tuple[list[Rider], frozenset[str], 
                         role_name = f"rider:{counter}"
                         counter += 1
                 riders.append(Rider(node, position, layout, role_name))
+                for name in _unreachable(layout):
+                    loose.setdefault(name, f"{value.name} runs along it inside an axis of unknown size")
                 for inner in ("qk", "vo", "vo2"):
                     if carries(layout, (inner,)) and not carries(layout, ("head",)) and "head" in region.names.values():
                         uniform.add(inner)
         if kind == "msa" and not bias_here and _counts_when_zero(region, node):
             loose.setdefault("qk", f"{node.op_type} ({node.name or node.outputs[0].name}) can make a pruned unit count")
     return riders, frozenset(uniform), loose
+
+
+def _unreachable(layout: Layout) -> set[str]:
+    """Hidden factors of a side input that lie outside an axis part of unknown size."""
+    found: set[str] = set()
+    for axis in layout:
+        last = max((i for i, (_, size) in enumerate(axis) if size.value is None), default=-1)
+        found.update(name for name, _ in axis[:last] if name in _HIDDEN)
+    return found
 
 
 def _plain(region: Region, node: ir.Node, position: int, role: str) -> Rider:

@@ -202,7 +202,7 @@ def _same_matrices(plan: SitePlan, site: Site) -> bool:
 
 
 def _ranges(member: Member) -> str:
-    return format_indices(range(member.start, member.start + member.size))
+    return format_indices(np.arange(member.start, member.start + member.size))
 
 
 def _check(plan: Plan, table: SiteTable) -> tuple[list[PlanError], dict[str, UnitGraph]]:

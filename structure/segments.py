@@ -768,10 +768,8 @@ class _Cluster:
 
     def _leave(self, group: _Group, site: int, reason: str) -> None:
         """Store all of a site's heads in a group privately."""
-        for x, pool in group.pools.items():
-            units = pool.units[:, site]
-            self.links.cut(x, self.numbers[site], units[units >= 0], reason)
-            mine = np.array(group.heads[site], np.int64)
+        mine = np.array(group.heads[site], np.int64)
+        for x in group.pools:
             if x in self.sites[site].axes:
                 size = self.sites[site].axes[x].per_head
                 every = (mine[:, None] * size + np.arange(size)).ravel()

@@ -90,18 +90,22 @@ class Member:
         names = {name for name, _ in self.factors}
         return all(factor in names for factor in AXIS_FACTORS[axis])
 
-    def index(self, axis: str) -> Indices:
-        """Positions of every unit of ``axis`` on the parameter's stored axis.
+    def relative(self, axis: str) -> Indices:
+        """Positions of every unit of ``axis`` within this member.
 
         Returns:
-            Shape [units, positions per unit], absolute (``start`` included), int64.
+            Shape [units, positions per unit], int64; position k of the member lies at ``positions[k]`` of its parameter's axis.
         """
         wanted = AXIS_FACTORS[axis]
         names = [name for name, _ in self.factors]
         order = [names.index(f) for f in wanted] + [i for i, n in enumerate(names) if n not in wanted]
         grid = np.arange(self.size, dtype=np.int64).reshape([size for _, size in self.factors]).transpose(order)
         units = math.prod(dict(self.factors)[f] for f in wanted)
-        return self.positions[grid.reshape(units, -1)]
+        return grid.reshape(units, -1)
+
+    def index(self, axis: str) -> Indices:
+        """Positions of every unit of ``axis`` on the parameter's stored axis: :meth:`relative` placed there."""
+        return self.positions[self.relative(axis)]
 
 
 MATRIX_ROLES = frozenset({"up", "gate", "down", "q", "k", "v", "o", "v2", "o2"})

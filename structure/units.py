@@ -97,7 +97,7 @@ def format_indices(indices: Iterable[int] | Indices) -> str:
 
 
 def _bounds(text: str) -> tuple[Indices, Indices, npt.NDArray[np.bool_]]:
-    """First and last index of every item of a well-formed range string, and whether it is a range; all numbers are read at once."""
+    """First and last index of every item of a well-formed range string, and whether it is a range; all are read at once."""
     letters = np.frombuffer(text.encode("ascii"), dtype=np.uint8)
     ends = np.append(np.flatnonzero(letters < ord("0")), len(letters))  # commas and dashes
     starts = np.concatenate(([0], ends[:-1] + 1))

@@ -15,21 +15,25 @@ from inarch.tools.towers import IMAGE_OUTPUT, IMAGE_SIZE, TEXT_OUTPUT, normalise
 Array = npt.NDArray[Any]
 Picture = npt.NDArray[np.float32]
 
-PARAPHRASES: Final = (
-    ("A man is riding a brown horse along the beach.", "Someone rides a horse by the sea."),
-    ("Two children are building a tower of wooden blocks.", "Kids stack toy bricks on top of each other."),
-    ("The central bank raised interest rates again.", "Borrowing became more expensive after the bank's decision."),
-    ("Heavy rain flooded the streets of the old town.", "Roads in the historic centre were under water after a storm."),
-    ("She plays the violin in the city's orchestra.", "She is a musician in the local symphony."),
-    ("The cat sleeps on the warm windowsill.", "A kitten is napping by the window."),
-    ("This phone's battery barely lasts half a day.", "My mobile has to be charged twice daily."),
-    ("He baked a loaf of bread this morning.", "Fresh bread came out of his oven early today."),
-    ("Astronomers found a planet around a nearby star.", "A new world was discovered outside our solar system."),
-    ("The train to the airport was twenty minutes late.", "Passengers waited as the airport railway was delayed."),
-    ("Doctors recommend eating more vegetables.", "Physicians advise people to have more greens."),
-    ("The goalkeeper stopped the last penalty.", "The final spot kick was saved."),
+TRIPLES: Final = (
+    ("A man is riding a horse on the beach.", "Someone on horseback gallops along the shore.", "A man is lying on the beach."),
+    ("Two children build a tower of wooden blocks.", "Kids stack up their toy bricks.", "Two children run to the church tower."),
+    (
+        "The central bank raised interest rates again.",
+        "Borrowing money became more expensive.",
+        "The bank on the corner was robbed.",
+    ),
+    ("Heavy rain flooded the old town.", "A storm left the historic centre under water.", "The old town is full of shops."),
+    ("She plays the violin in the city orchestra.", "She is a symphony musician.", "She plays football in the city park."),
+    ("The cat sleeps on the windowsill.", "A kitten is having a nap by the window.", "The cat chased a mouse in the barn."),
+    ("This phone's battery lasts half a day.", "My mobile has to be charged twice daily.", "This phone takes sharp photographs."),
+    ("He baked bread this morning.", "A fresh loaf came out of his oven today.", "He missed the bus this morning."),
+    ("Astronomers found a planet near a star.", "A new world was seen outside our solar system.", "A film star bought a house."),
+    ("The train to the airport was late.", "The rail service to the terminal had a delay.", "The airport has a new car park."),
+    ("Doctors recommend eating vegetables.", "Physicians advise people to have more greens.", "Doctors went on strike."),
+    ("The goalkeeper stopped the penalty.", "The spot kick was saved.", "The goalkeeper signed a new contract."),
 )
-"""A sentence and another way of saying it. An undamaged encoder finds each sentence's partner among all the others."""
+"""A sentence, the same said otherwise, and something else said with the same words."""
 
 
 def pictures() -> dict[str, Picture]:
@@ -57,8 +61,8 @@ def pictures() -> dict[str, Picture]:
 
 
 def demo_feeds(tokenizer: Path) -> dict[str, Array]:
-    """All sentences and pictures as the two-tower model's inputs; sentence 2 i + 1 paraphrases sentence 2 i."""
-    sentences = [sentence for pair in PARAPHRASES for sentence in pair]
+    """All sentences and pictures as the two-tower model's inputs; sentences in the order of :data:`TRIPLES`."""
+    sentences = [sentence for triple in TRIPLES for sentence in triple]
     return {**tokenize(tokenizer, sentences), **normalise_images(np.stack(list(pictures().values())))}
 
 
@@ -67,8 +71,8 @@ class Answers:
     """What one model says to the demo's inputs, against the original model.
 
     Attributes:
-        found: sentences whose nearest other sentence is their paraphrase.
-        sentences: how many there are.
+        found: sentences with a paraphrase whose nearest other sentence it is.
+        sentences: how many have one.
         sentence_cosine: cosine of each embedding to the original's, averaged.
         worst_sentence_cosine: the smallest of them.
         picture_correlation: picture -> correlation of its saliency map with the original's.
@@ -97,11 +101,13 @@ def judge(original: Mapping[str, Array], outputs: Mapping[str, Array]) -> Answer
     cosines = np.sum(before * after, axis=1)
     similar = after @ after.T
     np.fill_diagonal(similar, -np.inf)
-    partner = np.arange(len(after)) ^ 1
+    first = np.arange(0, len(after), 3)
+    nearest = similar.argmax(axis=1)
+    found = np.count_nonzero(nearest[first] == first + 1) + np.count_nonzero(nearest[first + 1] == first)
     maps = zip(pictures(), original[IMAGE_OUTPUT], outputs[IMAGE_OUTPUT], strict=True)
     return Answers(
-        int(np.count_nonzero(similar.argmax(axis=1) == partner)),
-        len(after),
+        int(found),
+        2 * len(first),
         float(cosines.mean()),
         float(cosines.min()),
         {name: _correlation(old, new) for name, old, new in maps},

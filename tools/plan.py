@@ -247,7 +247,7 @@ def show_diff(found: PlanDiff) -> None:
     if found.values:
         shown = render.table("value", "before", "after")
         for change in found.values:
-            render.add_row(shown, change.where, change.old, change.new)
+            render.add_row(shown, change.where, *("-" if v is None else v for v in (change.old, change.new)))
         render.show(shown)
 
 

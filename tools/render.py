@@ -81,8 +81,8 @@ def show(made: Table) -> None:
 
 
 def say(text: str, *, style: str | None = None) -> None:
-    """Print one paragraph to stdout, as it is; not as markup."""
-    out().print(Text(text), style=style, soft_wrap=not sys.stdout.isatty())
+    """Print one paragraph to stdout: no markup, wrapped between words, so that a path stays whole."""
+    out().print(Text(text), style=style, overflow="ignore", crop=False)
 
 
 def warn(text: str) -> None:

@@ -76,7 +76,7 @@ def families(sites: Sequence[Site], read: Read, block: int) -> list[Family]:
 
 
 def _likeness(site: Site, read: Read) -> tuple[object, ...]:
-    matrices = [m for m in site.members.values() if m.is_matrix]
+    matrices = sorted((m for m in site.members.values() if m.is_matrix), key=lambda m: m.role)
     vectors = tuple((m.role, m.size * m.width, m.width, str(np.asarray(read(m.param)).dtype)) for m in matrices)
     # Grouped query heads and rotary pairs are carried along whole, so they must be alike.
     carried = tuple(tuple(f for f in m.factors if f[0] not in ("hidden", "head", "qk", "vo", "vo2")) for m in matrices)

@@ -33,6 +33,9 @@ SEGMENT = 64
 TOLERANCE = 0.0005
 """A fraction that falls short by less than this counts as reached."""
 
+COARSE = 0.01
+"""A plan that keeps more or less than was asked for by this fraction of the model says so."""
+
 
 class UnreachableError(InarchError):
     """The fraction that was asked for cannot be reached; ``reachable`` is the smallest that can."""
@@ -60,7 +63,7 @@ class PlanResult:
         kept_sites: the same of the sites' own parameters alone.
         planned: parameters that the plan counts.
         stored: parameters that the compiled model holds.
-        notes: sites that were left alone, and why.
+        notes: sites that were left alone, and why; and where the steps of a small model are too coarse for what was asked.
     """
 
     plan: Plan
@@ -218,7 +221,7 @@ class _Planner:
             most = self._most(goal)
             if goal - most > TOLERANCE * total:
                 raise UnreachableError(keep, math.ceil((1 - most / total) * 1e4) / 1e4, self.method)
-        best = self._result(candidate)
+        best = self._result(candidate, keep)
         # The lowering may store a little more or less than the drafts count (a constant, a zero unit): ask for that much more.
         asked = goal
         for _ in range(3):
@@ -226,7 +229,7 @@ class _Planner:
             if abs(missing) <= TOLERANCE * total or not goal:
                 break
             asked += missing
-            other = self._result(self._spend(asked, share_fraction))
+            other = self._result(self._spend(asked, share_fraction), keep)
             if abs(other.stored - (total - goal)) >= abs(missing):
                 break
             best = other
@@ -272,18 +275,22 @@ class _Planner:
         """The largest saving that the method reaches."""
         return max(self._try(math.inf, shared).saved for shared in self._ladder())
 
-    def _result(self, candidate: _Candidate) -> PlanResult:
+    def _result(self, candidate: _Candidate, keep: float) -> PlanResult:
         plan = build_plan(self.table, _decisions(candidate, self.channels), self.name, self.provenance)
         resolved = resolve(plan, self.table)
         stored = self.stored(resolved)
         total, own = self.table.parameters, site_parameters(self.table)
+        kept = stored / total if total else 1.0
+        notes = list(self.notes)
+        if abs(kept - keep) > COARSE:
+            notes.append(f"keeps {kept:.4f} of the model: in steps that can be stored, nothing nearer to {keep:.4g} was found")
         return PlanResult(
             plan,
-            stored / total if total else 1.0,
+            kept,
             (own - (total - stored)) / own if own else 1.0,
             planned_parameters(self.table, resolved),
             stored,
-            tuple(self.notes),
+            tuple(notes),
         )
 
 

@@ -34,8 +34,8 @@ def unit_axes(site: Site) -> tuple[str, ...]:
 
 
 def matrices(site: Site, axis: str) -> tuple[Member, ...]:
-    """Members that hold weight vectors of ``axis``, in the site's order."""
-    return tuple(member for member in site.on(axis) if member.is_matrix)
+    """Members that hold weight vectors of ``axis``, by role, so that two sites' members line up."""
+    return tuple(sorted((member for member in site.on(axis) if member.is_matrix), key=lambda member: member.role))
 
 
 def energies(site: Site, read: Read) -> Mapping[str, npt.NDArray[np.float64]] | None:

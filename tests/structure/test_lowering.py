@@ -176,9 +176,7 @@ def naive_planned(table: SiteTable, resolved: ResolvedPlan) -> int:
                     if not member.has(axis):
                         if any(name == axis for name, _ in member.factors):
                             size = site.axes[axis].per_head
-                            keep = member.index_in_head(axis, {u % size for u in wanted(site, axis, resolved)}) if False else [
-                                member.start + u for u in {u % size for u in wanted(site, axis, resolved)}
-                            ]
+                            keep = [member.start + j for j in {u % size for u in wanted(site, axis, resolved)}]
                         continue
                     if member.is_matrix:
                         units = {
@@ -260,7 +258,7 @@ def check(table: SiteTable, resolved: ResolvedPlan, lowered: LoweredPlan, limit:
                         seen[block.segment, site.name] += 1
                         assert segments[block.segment].axis == axis
                         assert block.units.ravel().tolist() == segments[block.segment].readers[site.name].tolist()
-                if axis in site.uniform or any(m.factors == ((axis, size),) for m in site.members.values()):
+                if site.kind == "msa" and (axis in site.uniform or any(m.factors == ((axis, size),) for m in site.members.values())):
                     for block in group.blocks[axis]:
                         assert (block.units % size == block.units[0] % size).all()
                         assert (np.diff(block.units[0]) > 0).all()

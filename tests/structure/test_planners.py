@@ -88,6 +88,7 @@ class Options:
     minimum: float = 0.125
     share_fraction: float = 0.5
     block: int | None = None
+    prefer: str | None = None
 
 
 def run(table: SiteTable, weights: Mapping[str, npt.NDArray[np.generic]], options: Options) -> PlanResult:
@@ -198,6 +199,17 @@ def test_nested_reader_sets_and_few_segments() -> None:
             assert all(len(blocks) <= 4 for blocks in group.blocks.values())
 
 
+@pytest.mark.parametrize("prefer", ["size", "latency"])
+def test_plans_for_a_preference(prefer: str) -> None:
+    table, weights = model(towers(), rest=1000)
+    result = run(table, weights, Options(0.6, share_fraction=0.5, prefer=prefer))
+    plan = lower(table, resolve(result.plan, table), prefer=prefer)
+    assert plan.segments
+    assert plan.legalised == ()
+    assert abs(plan.stored / table.parameters - 0.6) <= 0.01
+    assert result.plan.provenance["prefer"] == prefer
+
+
 def test_cross_modal_and_layer_wise_bases() -> None:
     table, weights = model(towers(), rest=1000)
     result = run(table, weights, Options(0.6, "similarity", share_fraction=1.0))
@@ -252,6 +264,10 @@ def relative_damage(result: PlanResult, table: SiteTable, weights: Weights) -> f
 
 def test_similarity_finds_a_planted_permutation() -> None:
     table, weights, planted = permuted_copies(noise=0.01)
+    # Members may stand in any order: they meet by role.
+    last = table.sites[-1]
+    turned = Site(last.name, last.kind, dict(list(last.members.items())[::-1]), last.sizes)
+    table = SiteTable((*table.sites[:-1], turned), (), table.parameters, table.bytes)
     result = run(table, weights, Options(0.55, "similarity", share_fraction=1.0))
     resolved, _ = lowered(result, table)
     checked = 0
@@ -430,6 +446,18 @@ def test_spend_prefers_the_nearest_landing() -> None:
         draft = Draft(table["a"], measured, rules)
         assert spend([draft], goal * step, weakest) == steps * step
         assert draft.kept["hidden"] == 256 - 16 * steps
+
+
+def test_says_where_steps_are_too_coarse() -> None:
+    # Two heads of 64 that cannot be narrowed: a head more or less is half of the model.
+    table, weights = model([msa("a", 2, 64, frozen={"qk": "why", "vo": "why"})])
+    for keep, kept in ((0.7, 0.5), (0.8, 1.0)):
+        result = run(table, weights, Options(keep, "magnitude"))
+        assert result.kept_model == pytest.approx(kept)
+        assert result.notes == (
+            f"keeps {kept:.4f} of the model: in steps that can be stored, nothing nearer to {keep} was found",
+        )
+    assert run(table, weights, Options(0.5, "magnitude")).notes == ()
 
 
 def test_progress_is_told() -> None:

@@ -341,12 +341,8 @@ def test_orientation_and_packing_do_not_matter() -> None:
 @pytest.mark.parametrize("frozen", ["hidden", "head", "qk", "vo"])
 @pytest.mark.parametrize("change", ["keep", "share"])
 def test_a_frozen_axis_is_not_changed(frozen: str, change: str) -> None:
-    build = (
-        (lambda name, **extra: ffn(name, 6, **extra))
-        if frozen == "hidden"
-        else (lambda name, **extra: msa(name, 2, 3, 2, **extra))
-    )
-    table = table_of(build("a", frozen={frozen: "a norm runs over it"}), build("b"))
+    a, b = (ffn("a", 6), ffn("b", 6)) if frozen == "hidden" else (msa("a", 2, 3, 2), msa("b", 2, 3, 2))
+    table = table_of(replace(a, frozen={frozen: "a norm runs over it"}), b)
     document = whole(table)
     axis = document["sites"]["a"]["axes"][frozen]
     assert resolve(plan_of(document), table).names == ("a", "b")

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from inarch.tools.cli import main
 
-WIDTH, HIDDEN = 32, 64
+WIDTH, HIDDEN = 32, 256
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def inarch(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def two_ffns() -> onnx.ModelProto:
-    """Two pre-norm FFNs with residuals, 32 wide, 64 hidden; x and y are [batch, tokens, 32]."""
+    """Two pre-norm FFNs with residuals, 32 wide, 256 hidden; x and y are [batch, tokens, 32]."""
     rng = np.random.default_rng(0)
     nodes: list[onnx.NodeProto] = []
     weights: list[onnx.TensorProto] = []

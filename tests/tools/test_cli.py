@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 import inarch.tools.inspect as inspect_command
 from inarch import __version__
+
 from tests.tools.conftest import Run
 
 COMMANDS = ("inspect", "plan make", "plan lint", "plan diff", "plan schema", "compile", "verify", "bench", "passes", "demo")
@@ -119,9 +120,9 @@ def test_inspect_json_is_the_whole_table(inarch: Run, model: Path) -> None:
     assert document["format"] == "inarch.inspect/1"
     first, second = document["sites"]
     assert first["kind"] == second["kind"] == "ffn"
-    assert first["axes"]["hidden"]["size"] == 64
+    assert first["axes"]["hidden"]["size"] == 256
     assert first["members"]["down"]["param"] == "layer.0.down.weight"
-    assert first["parameters"] == 32 * 64 * 2 + 64
+    assert first["parameters"] == 32 * 256 * 2 + 256
     assert document["parameters"] == sum(int(np.prod(t.dims)) for t in onnx.load(model).graph.initializer)
 
 
@@ -130,7 +131,7 @@ def test_plan_make_reports_what_is_kept(inarch: Run, model: Path, tmp_path: Path
     done = inarch("plan", "make", model, "--keep", "0.7", "--method", "magnitude", "-o", path, "--json")
     document = json.loads(done.out)
     assert done.code == 0
-    assert document["kept_model"] == pytest.approx(0.7, abs=0.05)
+    assert document["kept_model"] == pytest.approx(0.7, abs=0.03)
     assert document["kept_sites"] < document["kept_model"]
     assert document["axes"]["hidden"]["kept"] < document["axes"]["hidden"]["units"]
     assert json.loads(path.read_text())["format"] == "inarch.plan/1"
@@ -139,7 +140,7 @@ def test_plan_make_reports_what_is_kept(inarch: Run, model: Path, tmp_path: Path
 def test_plan_make_refuses_what_cannot_be_reached(inarch: Run, model: Path, tmp_path: Path) -> None:
     done = inarch("plan", "make", model, "--keep", "0.01", "-o", tmp_path / "p.json")
     assert done.code == 2
-    assert "smallest fraction" in done.err
+    assert "smallest" in done.err
     assert not (tmp_path / "p.json").exists()
 
 
@@ -147,7 +148,7 @@ def test_plan_lint_shows_the_json_path(inarch: Run, model: Path, plan: Path) -> 
     assert inarch("plan", "lint", plan).code == 0
     document = json.loads(plan.read_text())
     site = next(iter(document["sites"].values()))
-    site["axes"]["hidden"]["keep"] = "0-64"
+    site["axes"]["hidden"]["keep"] = "0-256"
     plan.write_text(json.dumps(document))
     done = inarch("plan", "lint", plan)
     assert done.code == 2

@@ -127,6 +127,11 @@ class Draft:
             self.shares.setdefault((reader.name, "head"), []).append((base.name, mine, theirs))
         return len(pairs)
 
+    @property
+    def decided(self) -> bool:
+        """Whether anything is pruned or shared."""
+        return bool(self.shares) or not all(flags.all() for flags in (*self.keep.values(), *self.heads.values()))
+
     # ---- the plan ---------------------------------------------------------------------------------------------------
     def plan(self, name: str, style: str) -> Plan:
         """The plan as it is written; sites that nothing is decided on are sometimes left out."""

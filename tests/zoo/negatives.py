@@ -155,15 +155,19 @@ def unknown_operator(rng: np.random.Generator) -> ZooModel:
     return _end("unknown_operator", b, x, norm, runnable=False)
 
 
-def _branches(g: GraphWriter, condition: ir.Value, then: list[ir.Node], otherwise: list[ir.Node]) -> ir.Value:
-    """An If whose branches end in the last node's output."""
+def _branches(g: GraphWriter, condition: ir.Value, then: list[ir.Node], otherwise: list[ir.Node], rank: int) -> ir.Value:
+    """An If whose branches end in the last node's output, a single number of the given rank."""
     graphs = []
     for label, nodes in (("then", then), ("else", otherwise)):
         for i, node in enumerate(nodes):
             for value in node.outputs:
                 value.name = f"{label}_{i}"
-        graphs.append(ir.Graph([], [nodes[-1].outputs[0]], nodes=nodes, name=label))
-    return g.op("If", condition, then_branch=graphs[0], else_branch=graphs[1])
+        result = nodes[-1].outputs[0]
+        result.dtype, result.shape = ir.DataType.FLOAT, ir.Shape([1] * rank)
+        graphs.append(ir.Graph([], [result], nodes=nodes, name=label))
+    value = g.op("If", condition, then_branch=graphs[0], else_branch=graphs[1])
+    value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape([1] * rank)
+    return value
 
 
 @form("subgraph_weight", negative=True)
@@ -176,7 +180,7 @@ def subgraph_weight(rng: np.random.Generator) -> ZooModel:
     weight = g.params["encoder.layer.1.fc2.weight"]
     mean = ir.node("ReduceMax", [weight], {"keepdims": 1})
     flat = ir.node("Identity", [g.const(np.zeros((1, 1)))])
-    picked = _branches(g, condition, [mean], [flat])
+    picked = _branches(g, condition, [mean], [flat], 2)
     return _end("subgraph_weight", b, g.op("Add", x, picked), norm)
 
 
@@ -195,5 +199,5 @@ def subgraph_value(rng: np.random.Generator) -> ZooModel:
     condition = g.op("Greater", g.reduce("ReduceMean", x, [0, 1, 2], keepdims=0), g.const(0.0))
     mean = ir.node("ReduceMax", [caught[0]], {"keepdims": 1})
     flat = ir.node("Identity", [g.const(np.zeros((1, 1, 1)))])
-    picked = _branches(g, condition, [mean], [flat])
+    picked = _branches(g, condition, [mean], [flat], 3)
     return _end("subgraph_value", b, g.op("Add", x, picked), norm)

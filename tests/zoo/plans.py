@@ -23,11 +23,15 @@ def random_plan(rng: np.random.Generator, table: SiteTable, style: str, name: st
         style: one of :data:`STYLES`.
         name: the model's name.
     """
-    draft = Draft(rng, table)
-    prune, share = STYLES[style]
-    prune(draft)
-    share(draft)
-    return draft.plan(name, style)
+    # a style that has nothing to do on a model (heads that cannot go, one site of a kind) gives way to one that has
+    for tried in (style, "share-prefix-pruned", "prune-all"):
+        draft = Draft(rng, table)
+        prune, share = STYLES[tried]
+        prune(draft)
+        share(draft)
+        if draft.decided:
+            break
+    return draft.plan(name, tried)
 
 
 def shared_fractions(plan: Plan) -> list[float]:

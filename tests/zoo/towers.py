@@ -5,17 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from tests.zoo.blocks import Blocks
 from tests.zoo.encoders import bert_layer, bert_names
 from tests.zoo.model import Inputs, ZooModel
 from tests.zoo.packed import unpack_timm
 from tests.zoo.registry import SIZES, VOCABULARY, blocks, done, form, masks, norm_kind, pick, writer
-
-
-def pooled(b: Blocks, x: ir.Value, name: str, width: int) -> ir.Value:
-    """Mean over the sequence, then a projection: [B,S,E] -> [B,E]."""
-    g = b.g
-    return g.linear(g.reduce("ReduceMean", x, [1], keepdims=0), name, width, width, bias=False, rank=2)
 
 
 def _towers(name: str, rng: np.random.Generator, *, heads: tuple[int, int], packed: bool) -> ZooModel:
@@ -51,8 +44,10 @@ def _towers(name: str, rng: np.random.Generator, *, heads: tuple[int, int], pack
         )
         y = g.op("Add", y, fed)
     y = g.norm(y, "vision.layernorm", width, norm)
-    text, image = pooled(b, x, "text_projection", width), pooled(b, y, "visual_projection", width)
-    similarity = g.op("MatMul", text, g.transpose(image, 1, 0))
+    # every word against every patch, as GLIP aligns them
+    words = g.linear(x, "text_projection", width, width, bias=False)
+    regions = g.linear(y, "visual_projection", width, width, bias=False)
+    similarity = g.op("MatMul", words, g.transpose(regions, 0, 2, 1))
 
     def make(inputs: np.random.Generator, case: int) -> Inputs:
         batch, length = SIZES[case]
@@ -63,9 +58,7 @@ def _towers(name: str, rng: np.random.Generator, *, heads: tuple[int, int], pack
         }
 
     outputs = {"similarity": similarity, "text_hidden": x, "vision_hidden": y}
-    return done(
-        name, b, outputs, make, ranks={"similarity": 2}, width=width, heads=heads, packed=packed, hidden=(hidden, vision_hidden)
-    )
+    return done(name, b, outputs, make, width=width, heads=heads, packed=packed, hidden=(hidden, vision_hidden))
 
 
 @form("two_tower")

@@ -1,0 +1,91 @@
+"""A site of which nothing is left becomes zeros of its output's shape, to which its output bias is added as before.
+
+```
+up -- act -- down -- Add(bias)      Shape(x) ... ConstantOfShape(0) -- Add(bias)
+```
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from inarch.passes.stored import as_tensor
+from inarch.structure.dims import Dim, Shape
+from inarch.structure.graph_edit import Editor
+from inarch.structure.regions import Region
+from inarch.structure.shapes import constant
+
+Known = dict[str, tuple[ir.Value, int]]
+"""Symbol -> a value outside the region that has it, alone, as the size of an axis."""
+
+
+def write_empty(editor: Editor, region: Region) -> bool:
+    """Replace a region's results by zeros.
+
+    Returns:
+        False, with nothing changed, where the size of a result cannot be had without computing the region.
+    """
+    shapes = region.coupling.shapes
+    inside = {v for node in region.nodes for v in node.outputs}
+    known: Known = {}
+    outer = [p.x for role, p in region.projections.items() if role not in region.sinks]
+    outer += [v for node in region.nodes for v in node.inputs if v is not None and v not in inside]
+    for value in outer:
+        if value in inside or constant(value) is not None:
+            continue
+        for axis, size in enumerate(shapes.shape(value) or ()):
+            if size.coef == 1 and len(size.syms) == 1:
+                known.setdefault(size.syms[0], (value, axis))
+    results = [region.projections[role].node for role in sorted(region.sinks)]
+    readers = [node for node in region.nodes if node.op_type == "Shape"]
+    wanted: list[Shape | None] = [shapes.shape(node.outputs[0]) for node in results]
+    wanted += [shapes.content(node.outputs[0]) for node in readers]
+    if any(shape is None or not all(_resolvable(size, known) for size in shape) for shape in wanted):
+        return False
+    for node, shape in zip(readers, wanted[len(results) :], strict=True):
+        assert shape is not None
+        ir.convenience.replace_all_uses_with(node.outputs[0], _sizes(editor, node, shape, known))
+    for node, shape in zip(results, wanted, strict=False):
+        assert shape is not None
+        target = _sizes(editor, node, shape, known)
+        weight = constant(region.projections[next(iter(region.projections))].view.param)
+        cast = region.projections[next(iter(region.projections))].view.cast
+        assert weight is not None
+        zero = as_tensor(np.zeros(1, (cast or weight.dtype).numpy()), cast or weight.dtype)
+        made = editor.node(node, "ConstantOfShape", [target], hint=str(node.outputs[0].name))
+        made.attributes["value"] = ir.AttrTensor("value", zero)
+        total = made.outputs[0]
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            total = editor.node(node, "Add", [total, node.inputs[2]], hint=str(node.outputs[0].name)).outputs[0]
+        _take_place(editor, node.outputs[0], total)
+    return True
+
+
+def _take_place(editor: Editor, old: ir.Value, new: ir.Value) -> None:
+    name = old.name
+    new.type, new.shape = old.type, old.shape
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    old.name = editor.fresh(f"{name}.replaced")
+    new.name = name
+
+
+def _resolvable(size: Dim, known: Known) -> bool:
+    return all(symbol in known for symbol in size.syms)
+
+
+def _sizes(editor: Editor, anchor: ir.Node, shape: Shape, known: Known) -> ir.Value:
+    """An int64 vector of symbolic sizes."""
+    if all(size.value is not None for size in shape):
+        return editor.ints([size.coef for size in shape], "shape")
+    entries: list[ir.Value] = []
+    for size in shape:
+        entry: ir.Value | None = editor.ints([size.coef], "size") if size.coef != 1 or not size.syms else None
+        for symbol in size.syms:
+            value, axis = known[symbol]
+            whole = editor.node(anchor, "Shape", [value], hint=f"{value.name}.shape").outputs[0]
+            one = editor.node(anchor, "Gather", [whole, editor.ints([axis], "index")], {"axis": 0}, hint="size").outputs[0]
+            entry = one if entry is None else editor.node(anchor, "Mul", [entry, one], hint="size").outputs[0]
+        assert entry is not None
+        entries.append(entry)
+    return editor.node(anchor, "Concat", entries, {"axis": 0}, hint="shape").outputs[0]

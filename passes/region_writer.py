@@ -1,0 +1,539 @@
+"""Writes one call-site of a site as its lowered form.
+
+Every node between the projections is cloned once for each version of its output: once a group of heads, and, where the output
+carries an axis that blocks cut, once a block. A product that contracts a cut axis becomes a sum of products:
+
+```
+before   up -- act -- down                 q, k -- score -- softmax -- * v -- o
+after    up S -- act -- down S \\           q S, k S -- score \\
+         up P -- act -- down P -- Add       q P, k P -- score -- Add -- softmax -- * v S -- o S \\
+                                                                            -- * v P -- o P -- Add
+```
+
+No Concat or Gather of weights is made. Where segments are shared, every product of a block is a MatMul with a [K, N] weight
+whose input and output ONNX Runtime cannot fold into another operator: see :meth:`RegionWriter._product`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from inarch.passes.selection import INNER, Factors, Selection, fixed_part
+from inarch.passes.stored import Stored, as_tensor
+from inarch.structure.coupling import Projection
+from inarch.structure.dims import Dim, Shape, product
+from inarch.structure.errors import PassError
+from inarch.structure.graph_edit import Editor, patch_target, restored_shape
+from inarch.structure.lowered import LoweredSite
+from inarch.structure.regions import FUSED, Layout, Region, Rider, carries
+from inarch.structure.shapes import constant, int_attr, slice_parts, split_sizes
+from inarch.structure.sites import Site
+from inarch.structure.units import Indices
+from inarch.structure.views import view_of
+
+Key = tuple[int, str | None, int]
+"""A version of a value: group, the cut axis that it carries (or None), block of that axis."""
+
+ROLE_AXIS = {"up": "hidden", "gate": "hidden", "down": "hidden", "q": "qk", "k": "qk", "v": "vo", "o": "vo", "v2": "vo2", "o2": "vo2"}
+
+_FOLDED = frozenset({"Transpose", "Mul", "Div", "Identity", "Cast", "Dropout"})
+"""Beside one of these ONNX Runtime may turn a MatMul into a FusedMatMul, and would then pack a shared weight twice."""
+
+
+class RegionWriter:
+    """Writes the regions of one site.
+
+    Args:
+        editor: the graph.
+        stored: makes initializers.
+        site: the site.
+        lowered: how it is stored; it has at least one group.
+    """
+
+    def __init__(self, editor: Editor, stored: Stored, site: Site, lowered: LoweredSite) -> None:
+        self._editor = editor
+        self._stored = stored
+        self._site = site
+        self._groups = lowered.groups
+        self._heads = site.heads
+        self._per_head = {name: axis.per_head for name, axis in site.axes.items()}
+        blocks = max(sum(len(g.blocks[name]) for g in lowered.groups) for name in lowered.groups[0].blocks)
+        self._split = lowered.shared or blocks > 1
+
+    def write(self, region: Region) -> None:
+        """Write one call-site; afterwards nothing reads its old nodes.
+
+        Raises:
+            PassError: a node is not of a form that can follow the change.
+        """
+        call = _Call(self, region)
+        for node in region.nodes:
+            call.visit(node)
+
+    def selection(self, key: Key) -> Selection:
+        """What a version holds."""
+        group = self._groups[key[0]]
+        blocks = {key[1]: [group.blocks[key[1]][key[2]]]} if key[1] is not None else {}
+        return Selection.of(group, blocks, self._per_head, self._heads)
+
+    def joined(self, index: int, axes: Sequence[str]) -> Selection:
+        """All blocks of a group side by side inside each head."""
+        group = self._groups[index]
+        return Selection.of(group, {a: group.blocks[a] for a in axes}, self._per_head, self._heads)
+
+    def keys(self, axis: str | None) -> list[Key]:
+        """All versions of a value that carries ``axis``."""
+        if axis is None:
+            return [(g, None, 0) for g in range(len(self._groups))]
+        return [(g, axis, b) for g, group in enumerate(self._groups) for b in range(len(group.blocks[axis]))]
+
+
+class _Call:
+    """One region being written."""
+
+    def __init__(self, writer: RegionWriter, region: Region) -> None:
+        self.w = writer
+        self.region = region
+        self.shapes = region.coupling.shapes
+        self.editor = writer._editor
+        self.made: dict[ir.Value, dict[Key, ir.Value]] = {}
+        self.role_of = {p.node: role for role, p in region.projections.items()}
+        self.riders: dict[tuple[ir.Node, int], list[Rider]] = {}
+        for rider in region.riders:
+            self.riders.setdefault((rider.node, rider.position), []).append(rider)
+
+    # --- dispatch ------------------------------------------------------------------------------------------------------
+
+    def visit(self, node: ir.Node) -> None:
+        role = self.role_of.get(node)
+        if role in self.region.sinks and role is not None:
+            self._sink(node, role)
+        elif role is not None:
+            self._source(node, role)
+        elif node.op_type == "Shape":
+            self._shape(node)
+        elif node.op_type in FUSED:
+            self._fused(node)
+        elif node in self.region.coupling.contractions and self._contracted(node) is not None:
+            self._contraction(node)
+        else:
+            self._plain(node)
+
+    def axis_of(self, value: ir.Value) -> str | None:
+        """The cut axis that a value carries."""
+        layout = self.region.layout(value)
+        found = [name for name in INNER if carries(layout, (name,))]
+        if len(found) > 1:
+            raise PassError(f"{value.name} carries {' and '.join(found)} at once", where=self.w._site.name)
+        return found[0] if found else None
+
+    def version(self, value: ir.Value | None, key: Key) -> ir.Value | None:
+        """The version of an input that a clone reads; a value from outside the region is read as it is."""
+        if value is None or value not in self.made:
+            return value
+        versions = self.made[value]
+        if key in versions:
+            return versions[key]
+        plain = (key[0], None, 0)
+        if plain in versions:
+            return versions[plain]
+        # A norm or a sum over the head dimension, which is frozen then: there is one block of it.
+        whole = [made for (group, _, _), made in versions.items() if group == key[0]]
+        if len(whole) == 1:
+            return whole[0]
+        raise PassError(f"{value.name} has no version for group {key[0]}", where=self.w._site.name)
+
+    def finish(self, old: ir.Value, new: ir.Value) -> None:
+        """``new`` takes the place of ``old`` outside the region, and its name."""
+        name = old.name
+        if new.type is None and old.type is not None:
+            new.type = old.type
+        if old.shape is not None:
+            new.shape = old.shape
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        if not new.is_initializer() and new.producer() is not None:
+            old.name = self.editor.fresh(f"{name}.replaced")
+            new.name = name
+
+    # --- projections ---------------------------------------------------------------------------------------------------
+
+    def _source(self, node: ir.Node, role: str) -> None:
+        out, axis = node.outputs[0], ROLE_AXIS[role]
+        projection = self.region.projections[role]
+        versions = self.made.setdefault(out, {})
+        for key in self.w.keys(axis):
+            selection = self.w.selection(key)
+            weight = self._weight(role, projection, key, sink=False)
+            bias = self._rider(node, 2, selection, rank=1) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+            if not self.w._split:
+                extra = [bias] if bias is not None else []
+                versions[key] = self.editor.clone(node, [node.inputs[0], weight, *extra], node).outputs[0]
+                continue
+            versions[key] = self._product(node, node.inputs[0], weight, out)
+            if bias is not None:
+                versions[key] = self.editor.node(node, "Add", [versions[key], bias], hint=str(out.name)).outputs[0]
+
+    def _weight(self, role: str, projection: Projection, key: Key, *, sink: bool) -> ir.Value:
+        axis = ROLE_AXIS[role]
+        block = self.w._groups[key[0]].blocks[axis][key[2]]
+        return self.w._stored.matrix(
+            self.editor,
+            self.w._site.name,
+            self.w._site.members[role],
+            projection,
+            self.w.selection(key),
+            sink=sink,
+            input_major=self.w._split,
+            segment=block.segment,
+            anchor=projection.node,
+        )
+
+    def _product(self, anchor: ir.Node, x: ir.Value | None, weight: ir.Value, out: ir.Value) -> ir.Value:
+        """``x W`` that stays a MatMul whatever stands around it.
+
+        ONNX Runtime makes a Gemm of a 2-D MatMul and an Add, and a FusedMatMul of a MatMul beside a Transpose or a scalar scale. Readers
+        of one tensor that end as different operators pack it once each, so such a MatMul is set between Unsqueeze and Squeeze, which
+        copy nothing.
+        """
+        shape = self.shapes.shape(out)
+        before = x.producer() if x is not None else None
+        beside = (before is not None and before.op_type in _FOLDED) or any(n.op_type in _FOLDED for n in out.consumers())
+        if not beside and shape is not None and len(shape) > 2:
+            return self.editor.node(anchor, "MatMul", [x, weight], hint=str(out.name)).outputs[0]
+        wide = self._axes_node(anchor, "Unsqueeze", x)
+        made = self.editor.node(anchor, "MatMul", [wide, weight], hint=str(out.name)).outputs[0]
+        return self._axes_node(anchor, "Squeeze", made)
+
+    def _axes_node(self, anchor: ir.Node, op: str, value: ir.Value | None) -> ir.Value:
+        hint = str(value.name) if value is not None else op
+        if self.editor.graph.opset_imports.get("", 13) < 13:
+            return self.editor.node(anchor, op, [value], {"axes": [0]}, hint=hint).outputs[0]
+        return self.editor.node(anchor, op, [value, self.editor.ints([0], "axes")], hint=hint).outputs[0]
+
+    def _sink(self, node: ir.Node, role: str) -> None:
+        out, axis = node.outputs[0], ROLE_AXIS[role]
+        projection = self.region.projections[role]
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        total: ir.Value | None = None
+        for key in self.w.keys(axis):
+            x = self.version(node.inputs[0], key)
+            weight = self._weight(role, projection, key, sink=True)
+            if not self.w._split:
+                extra = [bias] if bias is not None else []
+                self.finish(out, self.editor.clone(node, [x, weight, *extra], node).outputs[0])
+                return
+            part = self._product(node, x, weight, out)
+            total = part if total is None else self.editor.node(node, "Add", [total, part], hint=str(out.name)).outputs[0]
+        assert total is not None
+        if bias is not None:
+            total = self.editor.node(node, "Add", [total, bias], hint=str(out.name)).outputs[0]
+        elif len(self.w.keys(axis)) == 1:
+            self._lift_bias(out)
+        self.finish(out, total)
+
+    def _lift_bias(self, out: ir.Value) -> None:
+        """Give a constant bias behind a single shared product the rank of the product, so that no Gemm is made of the two."""
+        shape = self.shapes.shape(out)
+        for node in list(out.consumers()):
+            if node.op_type != "Add" or shape is None or len(shape) < 3:
+                continue
+            place = 1 if node.inputs[0] is out else 0
+            self._lift(node, place, len(shape))
+
+    def _lift(self, node: ir.Node, place: int, rank: int) -> None:
+        value = node.inputs[place]
+        tensor = constant(value)
+        if value is None or tensor is None or len(tensor.shape) != 1:
+            return
+        size, dtype = int(tensor.size), tensor.dtype
+
+        def read() -> ir.TensorProtocol:
+            return as_tensor(np.asarray(tensor.numpy()).reshape((1,) * (rank - 1) + (size,)), dtype)
+
+        lazy = ir.LazyTensor(read, dtype, ir.Shape([1] * (rank - 1) + [size]), cache=False)
+        lifted = self.editor.initializer(self.editor.fresh(f"{value.name}.row"), lazy)
+        node.replace_input_with(place, lifted)
+
+    # --- products of activations ---------------------------------------------------------------------------------------
+
+    def _contracted(self, node: ir.Node) -> str | None:
+        """The cut axis that a product sums over, or None where it sums over the sequence."""
+        names = [name for name, _ in self.region.name_factors(self.region.coupling.contractions[node].factors)]
+        return next((name for name in names if name in INNER), None)
+
+    def _contraction(self, node: ir.Node) -> None:
+        axis, out = self._contracted(node), node.outputs[0]
+        versions = self.made.setdefault(out, {})
+        for key in self.w.keys(axis):
+            inputs = [self.version(v, key) for v in node.inputs]
+            part = self.editor.clone(node, inputs, node).outputs[0]
+            plain = (key[0], None, 0)
+            if plain in versions:
+                part = self.editor.node(node, "Add", [versions[plain], part], hint=str(out.name)).outputs[0]
+            versions[plain] = part
+        self._leave(out)
+
+    def _leave(self, out: ir.Value) -> None:
+        """A value that carries no factor of the site ends the region: what reads it reads the one version there is."""
+        layout = self.region.layout(out)
+        if carries(layout, set(self.region.names.values())):
+            return
+        versions = self.made.pop(out)
+        if len(versions) != 1:
+            raise PassError(f"{out.name} mixes groups of heads", where=self.w._site.name)
+        self.finish(out, next(iter(versions.values())))
+
+    def _fused(self, node: ir.Node) -> None:
+        """Attention operators take one q, k and v: blocks of a group are joined inside heads before, and parted after."""
+        out = node.outputs[0]
+        inner = [name for name in self.w._groups[0].blocks]
+        value_axis = self.axis_of(out)
+        versions = self.made.setdefault(out, {})
+        attrs = self._fused_attributes(node)
+        for g in range(len(self.w._groups)):
+            whole = self.w.joined(g, inner)
+            inputs: list[ir.Value | None] = [self._join(node, v, g) for v in node.inputs[:3]]
+            for position in range(3, len(node.inputs)):
+                inputs.append(self._rider(node, position, whole))
+            clone = self.editor.clone(node, inputs, node)
+            heads = self._count(node.inputs[0], whole)
+            for name, count in (("num_heads", heads), ("q_num_heads", heads), ("kv_num_heads", self._count(node.inputs[1], whole))):
+                if name in clone.attributes:
+                    clone.attributes[name] = ir.AttrInt64(name, count)
+            clone.attributes.update({a.name: a for a in attrs})
+            self._part(node, clone.outputs[0], out, g, value_axis, whole, versions)
+
+    def _fused_attributes(self, node: ir.Node) -> list[ir.Attr]:
+        """The scale that the operator would derive from the head dimension, pinned to what it was."""
+        if "scale" in node.attributes and node.attributes["scale"].as_float() != 0.0:
+            return []
+        return [ir.AttrFloat32("scale", 1.0 / math.sqrt(self._dim_per_head(node.inputs[0])))]
+
+    def _dim_per_head(self, value: ir.Value | None) -> int:
+        layout = self.region.layout(value) if value is not None else None
+        assert layout is not None
+        return product(size for name, size in layout[-1] if name not in ("head", "group")).coef
+
+    def _count(self, value: ir.Value | None, selection: Selection) -> int:
+        """Heads of an operand under a selection."""
+        layout = self.region.layout(value) if value is not None else None
+        assert layout is not None
+        return selection.size([f for axis in layout for f in axis if f[0] in ("head", "group")]).coef
+
+    def _join(self, node: ir.Node, value: ir.Value | None, g: int) -> ir.Value | None:
+        """All blocks of an operand of a fused operator, joined inside each head."""
+        axis = self.axis_of(value) if value is not None else None
+        keys = [key for key in self.w.keys(axis) if key[0] == g]
+        parts = [self.version(value, key) for key in keys]
+        if len(parts) == 1 or value is None:
+            return parts[0]
+        layout = self.region.layout(value)
+        assert layout is not None
+        if len(layout) == 4:
+            return self.editor.node(node, "Concat", parts, {"axis": 3}, hint=str(value.name)).outputs[0]
+        heads = self._count(value, self.w.selection(keys[0]))
+        split: list[ir.Value | None] = []
+        for part, key in zip(parts, keys, strict=True):
+            per_head = self.w.selection(key).size(layout[2]).coef // heads
+            split.append(self._reshape(node, part, [0, 0, heads, per_head]))
+        joined = self.editor.node(node, "Concat", split, {"axis": 3}, hint=str(value.name)).outputs[0]
+        return self._reshape(node, joined, [0, 0, -1])
+
+    def _reshape(self, anchor: ir.Node, value: ir.Value | None, target: list[int]) -> ir.Value:
+        hint = str(value.name) if value is not None else "reshape"
+        return self.editor.node(anchor, "Reshape", [value, self.editor.ints(target, "shape")], hint=hint).outputs[0]
+
+    def _part(
+        self,
+        node: ir.Node,
+        value: ir.Value,
+        out: ir.Value,
+        g: int,
+        axis: str | None,
+        whole: Selection,
+        versions: dict[Key, ir.Value],
+    ) -> None:
+        """Part the result of a fused operator into the blocks of its value axis."""
+        keys = [key for key in self.w.keys(axis) if key[0] == g]
+        if len(keys) == 1:
+            versions[keys[0]] = value
+            return
+        layout = self.region.layout(out)
+        assert layout is not None and axis is not None
+        heads = self._count(out, whole)
+        flat = len(layout) == 3
+        per_head = [self.w.selection(key).size([f for f in layout[-1] if f[0] not in ("head", "group")]).coef for key in keys]
+        wide = self._reshape(node, value, [0, 0, heads, sum(per_head)]) if flat else value
+        at = 0
+        for key, size in zip(keys, per_head, strict=True):
+            part = self._cut(node, wide, at, at + size, 3)
+            at += size
+            versions[key] = self._reshape(node, part, [0, 0, -1]) if flat else part
+
+    def _cut(self, anchor: ir.Node, value: ir.Value, start: int, end: int, axis: int) -> ir.Value:
+        places = [self.editor.ints([n], "slice") for n in (start, end, axis)]
+        return self.editor.node(anchor, "Slice", [value, *places], hint=str(value.name)).outputs[0]
+
+    # --- everything else -----------------------------------------------------------------------------------------------
+
+    def _plain(self, node: ir.Node) -> None:
+        """Clone a node that passes factors on, with its constants and targets cut to the version."""
+        axis = next((a for v in node.outputs if (a := self.axis_of(v)) is not None), None)
+        for value in node.outputs:
+            self.made.setdefault(value, {})
+        for key in self.w.keys(axis):
+            selection = self.w.selection(key)
+            inputs = [self._input(node, i, key, selection) for i in range(len(node.inputs))]
+            clone = self.editor.clone(node, self._targets(node, inputs, selection), node)
+            if "num_heads" in clone.attributes and node.op_type == "RotaryEmbedding" and int_attr(node, "num_heads", 0):
+                clone.attributes["num_heads"] = ir.AttrInt64("num_heads", self._count(node.inputs[0], selection))
+            if "split" in clone.attributes:
+                sizes = self._split_sizes(node, selection)
+                clone.attributes["split"] = ir.AttrInt64s("split", sizes)
+            for old, new in zip(node.outputs, clone.outputs, strict=True):
+                self.made[old][key] = new
+        for value in node.outputs:
+            self._leave(value)
+
+    def _input(self, node: ir.Node, position: int, key: Key, selection: Selection) -> ir.Value | None:
+        value = node.inputs[position]
+        if value is not None and value in self.made:
+            return self.version(value, key)
+        return self._rider(node, position, selection)
+
+    def _rider(self, node: ir.Node, position: int, selection: Selection, rank: int = 0) -> ir.Value | None:
+        """A side input, cut to the selection where it runs along the site's factors."""
+        value = node.inputs[position]
+        riders = self.riders.get((node, position))
+        if value is None or riders is None:
+            return value
+        if len(riders) > 1:
+            pieces = [(self.w._site.members[str(r.role)], selection) for r in riders]
+            return self.w._stored.packed(self.editor, self.w._site.name, pieces, value)
+        rider = riders[0]
+        if all(selection.whole(axis) for axis in rider.layout) and (rider.role is None or not self._is_bias(rider)):
+            return value
+        if rider.role is not None:
+            view = view_of(value, self.shapes)
+            assert view is not None
+            order = [axis for axis, _ in view.axes]
+            member = self.w._site.members[rider.role]
+            want = self._bias_rank(node, position) if rank == 0 else rank
+            return self.w._stored.vector(self.editor, self.w._site.name, member, view.param, [selection], order, want)
+        return self._gathered(node, value, rider.layout, selection)
+
+    def _is_bias(self, rider: Rider) -> bool:
+        return rider.role is not None and self.w._site.members[rider.role].is_bias
+
+    def _bias_rank(self, node: ir.Node, position: int) -> int:
+        """A bias beside a shared product gets the product's rank: with a row of rank 1 a Gemm could be made of the two."""
+        if not self.w._split or node.op_type != "Add":
+            return 0
+        shape = self.shapes.shape(node.outputs[0])
+        return len(shape) if shape is not None and len(shape) > 2 else 0
+
+    def _gathered(self, node: ir.Node, value: ir.Value, layout: Layout, selection: Selection) -> ir.Value:
+        """A side input that is computed in the graph: what the version needs of it is picked where it is read."""
+        tensor = constant(value)
+        result = value
+        for axis, factors in enumerate(layout):
+            if not factors or selection.whole(factors):
+                continue
+            places = selection.positions(factors)
+            if any(size.value is None for _, size in factors):
+                result = self._gathered_inside(node, result, axis, factors, places)
+                continue
+            if tensor is not None:
+                cut = np.take(np.asarray(tensor.numpy()), places, axis=axis)
+                tensor = as_tensor(np.ascontiguousarray(cut), tensor.dtype)
+                result = self.editor.initializer(self.editor.fresh(f"{value.name}.cut"), tensor)
+            else:
+                index = self.editor.ints([int(i) for i in places], "index")
+                result = self.editor.node(node, "Gather", [result, index], {"axis": axis}, hint=str(value.name)).outputs[0]
+        return result
+
+    def _gathered_inside(self, node: ir.Node, value: ir.Value, axis: int, factors: Factors, places: Indices) -> ir.Value:
+        """Pick from the known inner part of an axis whose outer part is not known: ``[B * H, ...]``."""
+        inner = product(size for _, size in fixed_part(factors)).coef
+        hint, edit = str(value.name), self.editor
+        sizes = edit.node(node, "Shape", [value], hint=f"{hint}.shape").outputs[0]
+        before = [self._cut(node, sizes, 0, axis, 0)] if axis else []
+        after = self._cut(node, sizes, axis + 1, 2**31 - 1, 0)
+        open_end = edit.ints([-1], "shape")
+        wide = edit.node(node, "Concat", [*before, open_end, edit.ints([inner], "shape"), after], {"axis": 0}, hint="shape")
+        parted = edit.node(node, "Reshape", [value, wide.outputs[0]], hint=hint).outputs[0]
+        index = edit.ints([int(i) for i in places], "index")
+        picked = edit.node(node, "Gather", [parted, index], {"axis": axis + 1}, hint=hint).outputs[0]
+        flat = edit.node(node, "Concat", [*before, open_end, after], {"axis": 0}, hint="shape")
+        return edit.node(node, "Reshape", [picked, flat.outputs[0]], hint=hint).outputs[0]
+
+    def _targets(self, node: ir.Node, inputs: list[ir.Value | None], selection: Selection) -> list[ir.Value | None]:
+        """Shapes, slice bounds and split sizes that a node takes as inputs, for the version's sizes."""
+        out = node.outputs[0]
+        if node.op_type in ("Reshape", "Expand"):
+            old, new = self._sizes(out, selection)
+            inputs[1] = patch_target(self.editor, self.shapes, node, node, old, new)
+        elif node.op_type == "Slice" and "starts" not in node.attributes:
+            inputs = self._slice_inputs(node, inputs, selection)
+        elif node.op_type == "Split" and len(node.inputs) > 1 and node.inputs[1] is not None:
+            inputs[1] = self.editor.ints(self._split_sizes(node, selection), "split")
+        elif node.op_type == "Slice":
+            raise PassError("Slice with attributes cuts a hidden axis", where=str(node.name))
+        return inputs
+
+    def _sizes(self, value: ir.Value, selection: Selection) -> tuple[Shape, Shape]:
+        layout = self.region.layout(value)
+        assert layout is not None
+        old: list[Dim] = [product(size for _, size in axis) for axis in layout]
+        return tuple(old), tuple(selection.size(axis) for axis in layout)
+
+    def _split_sizes(self, node: ir.Node, selection: Selection) -> list[int]:
+        sizes = split_sizes(self.shapes, node)
+        x = node.inputs[0]
+        assert sizes is not None and x is not None
+        old, new = self._sizes(x, selection)
+        axis = int_attr(node, "axis", 0) % len(old)
+        return [n * new[axis].coef // old[axis].coef for n in sizes]
+
+    def _slice_inputs(self, node: ir.Node, inputs: list[ir.Value | None], selection: Selection) -> list[ir.Value | None]:
+        x = node.inputs[0]
+        assert x is not None
+        old, new = self._sizes(x, selection)
+        starts, ends, axes, steps = slice_parts(self.shapes, node)
+        bounds: list[tuple[int, int]] = []
+        changed = False
+        for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+            a, b = old[axis % len(old)], new[axis % len(old)]
+            if a == b:
+                if start is None or end is None:
+                    return inputs if all(old[i % len(old)] == new[i % len(old)] for i in axes) else self._mixed(node)
+                bounds.append((start, end))
+                continue
+            changed = True
+            assert start is not None and end is not None
+            first, last, _ = slice(start, end, step).indices(a.coef)
+            # Interleaved parts begin inside the first step; equal parts begin at a multiple of their size.
+            bounds.append((first, b.coef) if step > 1 else (first * b.coef // a.coef, last * b.coef // a.coef))
+        if not changed:
+            return inputs
+        inputs[1] = self.editor.ints([s for s, _ in bounds], "starts")
+        inputs[2] = self.editor.ints([e for _, e in bounds], "ends")
+        return inputs
+
+    def _mixed(self, node: ir.Node) -> list[ir.Value | None]:
+        raise PassError("Slice cuts a hidden axis and one at a computed place at once", where=str(node.name))
+
+    def _shape(self, node: ir.Node) -> None:
+        """What was computed from a size that shrinks keeps its original value: reshape targets, attention scales."""
+        value = node.inputs[0]
+        assert value is not None
+        if value not in self.made:
+            return
+        key, version = next(iter(self.made[value].items()))
+        old, new = self._sizes(value, self.w.selection(key))
+        restored = restored_shape(self.editor, node, node, version, old, new)
+        ir.convenience.replace_all_uses_with(node.outputs[0], restored)
