@@ -13,12 +13,12 @@ import onnx_ir as ir
 from inarch.compiler.pipeline import Progress, passes_for, run_pipeline
 from inarch.compiler.values import SiteValues
 from inarch.compiler.writer import WrittenModel, write_model
-from inarch.frontends.canonicalize import canonicalize, packed_sources
+from inarch.frontends.canonicalize import discover_canonical, packed_sources
 from inarch.frontends.onnx_file import load_model
 from inarch.passes.rewrite import Workpiece
 from inarch.passes.stored import Stored
 from inarch.structure.cost import DEFAULT_COST, CostTable, cost_hash
-from inarch.structure.discover import Discovery, discover
+from inarch.structure.discover import Discovery
 from inarch.structure.errors import BindingError
 from inarch.structure.lowered import LoweredPlan
 from inarch.structure.lowering import lower
@@ -79,14 +79,13 @@ def compile_model(
     report = progress or (lambda stage, done, total: None)
     report("reading the model", 0, 1)
     original = model if isinstance(model, ir.Model) else load_model(model)
-    canonical = canonicalize(original)
-    found = discover(canonical)
+    found = discover_canonical(original)
     report("lowering the plan", 0, 1)
     table = found.table
     resolved = resolve(plan, table)
     chosen = cost or DEFAULT_COST
     lowered = lower(table, resolved, chosen, prefer)
-    values = SiteValues(canonical, table, resolved)
+    values = SiteValues(found.model, table, resolved)
     if out is None:
         # Written weights are checked as they are written.
         for site in table.sites:
@@ -122,8 +121,7 @@ def _working_copy(original: ir.Model, found: Discovery, lowered: LoweredPlan) ->
     packed = packed_sources(nodes)
     if packed_sources(list(found.model.graph)) == packed:
         return found.model, found
-    working = canonicalize(original, packed)
-    again = discover(working)
+    again = discover_canonical(original, packed)
     by_members = {_identity(site): site.name for site in again.table.sites}
     sites: list[Site] = []
     regions = {}
@@ -136,7 +134,7 @@ def _working_copy(original: ir.Model, found: Discovery, lowered: LoweredPlan) ->
         sites.append(replace(again.table[name], name=site.name))
         regions[site.name] = again.regions[name]
     table = replace(again.table, sites=tuple(sites))
-    return working, Discovery(table, regions, working, again.coupling)
+    return again.model, Discovery(table, regions, again.model, again.coupling)
 
 
 def _identity(site: Site) -> object:

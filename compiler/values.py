@@ -104,7 +104,7 @@ class SiteValues:
         self._resolved = resolved
         self._number = {name: i for i, name in enumerate(resolved.names)}
         self._edits: dict[tuple[str, str], MemberEdit | None] = {}
-        self._checked: set[tuple[str, str]] = set()
+        self._finite: dict[tuple[str, str], bool] = {}
         self._homes: dict[tuple[str, int], int] = {}
 
     def member(self, site: str, role: str) -> Member:
@@ -173,7 +173,7 @@ class SiteValues:
     def check(self, site: str, role: str) -> None:
         """Refuse now what :meth:`stored` would refuse later.
 
-        A changed member, and what it takes weight vectors from, must be finite and of one dtype.
+        A changed member must be finite, and so must the weight vectors that it takes, and both be of one dtype.
 
         Raises:
             ModelError: NaN or Inf, or no such floating-point parameter.
@@ -182,11 +182,12 @@ class SiteValues:
         edit = self.edit(site, role)
         if edit is None:
             return
-        self._check_finite(site, role)
+        self._refuse_unless_finite(site, role)
         mine = self.original(site, role)
-        for number in np.unique(edit.source[edit.borrowed]):
+        borrowed = edit.borrowed
+        for number in np.unique(edit.source[borrowed]):
             base = self._resolved.names[number]
-            self._check_finite(base, role)
+            self._refuse_unless_finite(base, role, edit.position[borrowed & (edit.source == number)])
             theirs = self.original(base, role)
             if theirs.dtype != mine.dtype:
                 raise LoweringError(
@@ -343,22 +344,27 @@ class SiteValues:
                 rows = as_vectors(_take(array, root.positions[edit.position[wanted[part]]], root.axis), root.axis)
                 view[slots[part]] = rows.reshape(len(part), *view.shape[1:])
 
-    def _check_finite(self, site: str, role: str) -> None:
-        if (site, role) in self._checked:
-            return
+    def _refuse_unless_finite(self, site: str, role: str, taken: Indices | None = None) -> None:
+        """Refuse a member that holds NaN or Inf, or, where only ``taken`` positions of it are read, one that does so there."""
+        key = (site, role)
         member = self.member(site, role)
         array = self.original(site, role)
-        span = [slice(None)] * array.ndim
-        # A member of several runs is looked at with what lies between them: a copy of it alone would cost more than it tells.
-        positions = member.positions
-        span[member.axis] = slice(int(positions.min()), int(positions.max()) + 1)
-        if not all(all_finite(part) for part in _pieces(array[tuple(span)])):
-            raise ModelError(
-                f"parameter {member.param!r} holds NaN or Inf, and the plan changes it",
-                where=site,
-                hint="only finite weights can be shared or pruned; leave this site out of the plan",
-            )
-        self._checked.add((site, role))
+        if key not in self._finite:
+            span = [slice(None)] * array.ndim
+            span[member.axis] = slice(member.start, member.start + member.size)
+            self._finite[key] = all(all_finite(part) for part in _pieces(array[tuple(span)]))
+        if self._finite[key]:
+            return
+        if taken is not None:
+            step = max(1, _CHUNK // max(1, member.width))
+            parts = (member.start + taken[first : first + step] for first in range(0, len(taken), step))
+            if all(all_finite(_take(array, part, member.axis)) for part in parts):
+                return
+        raise ModelError(
+            f"parameter {member.param!r} holds NaN or Inf, and the plan changes it or takes from it",
+            where=site,
+            hint="only finite weights can be shared or pruned; leave this site out of the plan",
+        )
 
 
 def as_vectors(array: Array, axis: int) -> Array:

@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from inarch.structure.axis_rules import RULES, SOURCES
 from inarch.structure.coupling import ENUMERATED, Coupling, Projection
+from inarch.structure.discover import Discovery, discover
 from inarch.structure.dims import ONE, Shape, dim, product
 from inarch.structure.graph_edit import Editor, drop_dead, patch_target, restored_shape
 from inarch.structure.shapes import axes_of, constant, constant_ints, int_attr, slice_parts, split_sizes
@@ -37,19 +38,35 @@ def canonicalize(model: ir.Model, only: Collection[str] | None = None) -> ir.Mod
         model: any model; it is not changed, and parameters are shared with the copy.
         only: names of the packed projections' output values that may be taken apart; None for all.
     """
+    return _canonicalize(model, only)[0]
+
+
+def discover_canonical(model: ir.Model, only: Collection[str] | None = None) -> Discovery:
+    """:func:`~inarch.structure.discover.discover` on the canonical copy of a model, which is ``.model`` of the result.
+
+    Args:
+        model: any model; it is not changed.
+        only: as for :func:`canonicalize`.
+    """
+    return discover(*_canonicalize(model, only))
+
+
+def _canonicalize(model: ir.Model, only: Collection[str] | None) -> tuple[ir.Model, Coupling | None]:
+    """The copy, and its analysis where it was not changed after that."""
     copy = model.clone()
     graph = copy.graph
-    changed = _unfuse(graph, only)
+    unfused = _unfuse(graph, only)
     coupling = Coupling(graph, RULES, SOURCES)
     editor = Editor(graph, "inarch.part/")
+    changed = False
     for projection in coupling.projections:
         name = str(projection.node.outputs[0].name)
         if only is not None and name not in only:
             continue
         changed = _unpack_direct(coupling, editor, projection) or _unpack_enumerated(coupling, editor, projection) or changed
-    if changed:
+    if changed or unfused:
         drop_dead(graph)
-    return copy
+    return copy, None if changed or unfused else coupling
 
 
 def packed_sources(nodes: Collection[ir.Node]) -> set[str]:
@@ -343,7 +360,13 @@ def _picks(coupling: Coupling, node: ir.Node, leaf: int) -> list[tuple[ir.Value,
         return [(node.outputs[0], index[0] % count, at)]
     if node.op_type == "Split":
         sizes = split_sizes(coupling.shapes, node)
-        if int_attr(node, "axis", 0) % len(axes) != at or not first or sizes is None or len(sizes) != count or len(set(sizes)) != 1:
+        if (
+            int_attr(node, "axis", 0) % len(axes) != at
+            or not first
+            or sizes is None
+            or len(sizes) != count
+            or len(set(sizes)) != 1
+        ):
             return None
         return [(v, i, None) for i, v in enumerate(node.outputs)]
     try:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -71,6 +72,7 @@ class _Reader:
     def read(self) -> ir.Model:
         proto = self._parse()
         self._check_header(proto)
+        self._check_texts(proto)
         for tensor in _tensors(proto):
             self._tensor(tensor)
         self._dense(proto.graph)
@@ -139,6 +141,23 @@ class _Reader:
                     f"{owner} uses ai.onnx opset {version}; inarch reads {MIN_OPSET} to {MAX_OPSET}",
                     "export with a lower opset_version" if version > MAX_OPSET else "convert it with onnx.version_converter",
                 )
+
+    def _check_texts(self, proto: onnx.ModelProto) -> None:
+        """Refuse text that is not UTF-8, which protobuf hands out as bytes, and attributes without a type."""
+        pending: list[Any] = [proto]
+        while pending:
+            message = pending.pop()
+            for entry, content in message.ListFields():
+                if entry.type == entry.TYPE_MESSAGE:
+                    pending.extend([content] if hasattr(content, "ListFields") else content)
+                elif entry.type == entry.TYPE_STRING:
+                    texts = [content] if isinstance(content, str | bytes) else content
+                    damaged = next((text for text in texts if isinstance(text, bytes)), None)
+                    if damaged is not None:
+                        what = entry.full_name.removeprefix("onnx.")
+                        raise self._refuse(f"the {what} {damaged!r} is not UTF-8", "the file is damaged")
+            if isinstance(message, onnx.AttributeProto) and not message.type and not message.ref_attr_name:
+                raise self._refuse(f"attribute {message.name!r} has no type")
 
     def _graph_scope(self, graph: onnx.GraphProto, root: str) -> _Scope:
         """Check names, references and order of a graph and of those inside it."""

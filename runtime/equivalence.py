@@ -264,12 +264,19 @@ def first_difference(
     """
     position = {value.name: i for i, node in enumerate(reference.graph) for value in node.outputs}
     there = {value.name for node in compiled.graph for value in node.outputs}
-    wanted = sorted(
-        (position[common[-1]], site, common[-1])
-        for site, chains in site_outputs.items()
-        for chain in chains
-        if (common := [value for value in chain if value in position and value in there])
-    )
+    owners: dict[str, set[str]] = {}
+    for site, chains in site_outputs.items():
+        for chain in chains:
+            for value in chain:
+                owners.setdefault(value, set()).add(site)
+    places: list[tuple[int, str, str]] = []
+    for site, chains in site_outputs.items():
+        for chain in chains:
+            common = [value for value in chain if value in position and value in there]
+            # A sum that takes up two sites, as in a parallel block, cannot tell one from the other.
+            alone = [value for value in common if len(owners[value]) == 1] or common
+            places += [(position[value], site, value) for value in alone[-1:]]
+    wanted = sorted(places)
     if not wanted:
         return None, 0
     names = [value for _, _, value in wanted]

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from inarch.compiler.reference import Slot, apply_by_values, carry_over
 from inarch.compiler.values import SiteValues
-from inarch.frontends.canonicalize import canonicalize
+from inarch.frontends.canonicalize import discover_canonical
 from inarch.frontends.onnx_file import load_model
 from inarch.runtime.damage import DamageReport, measure_damage
 from inarch.runtime.equivalence import Chains, EquivalenceReport, Progress, compare
@@ -20,7 +20,6 @@ from inarch.runtime.inputs import Case, Cases, check_cases, load_npz, make_cases
 from inarch.runtime.session import ModelLike, Session, SessionOptions, load, model_file
 from inarch.runtime.sharing import SharingReport, check_sharing
 from inarch.runtime.widen import needs_widening, widen
-from inarch.structure.discover import discover
 from inarch.structure.resolve import resolve
 from inarch.structure.sites import SiteTable
 
@@ -120,7 +119,7 @@ def verify(
     """
     report = progress or (lambda stage, done, total: None)
     model = original if isinstance(original, ir.Model) else load_model(original)
-    found: SiteGraph = sites if sites is not None else discover(canonicalize(model))
+    found: SiteGraph = sites if sites is not None else discover_canonical(model)
     resolved = resolve(plan, found.table)
     values = SiteValues(found.model, found.table, resolved)
     reference: ModelLike = carry_over(apply_by_values(found.model, found.table, resolved, found.uses), found.model, model)

@@ -67,18 +67,19 @@ class Discovery:
         ]
 
 
-def discover(model: ir.Model) -> Discovery:
+def discover(model: ir.Model, coupling: Coupling | None = None) -> Discovery:
     """Find every MSA and FFN of a model's main graph.
 
     Packed projections are seen as separate ones only after ``frontends.canonicalize``.
 
     Args:
         model: any model; it is not changed and no large tensor's data is read.
+        coupling: the analysis of its main graph, where the caller has it.
 
     Returns:
         The sites in model order, their regions, and what looks like a site but is not compilable, with the reason.
     """
-    coupling = Coupling(model.graph, RULES, SOURCES)
+    coupling = coupling or Coupling(model.graph, RULES, SOURCES)
     order = coupling.order
     found: list[tuple[Found, Site, Region]] = []
     rejected: list[Rejection] = []

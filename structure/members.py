@@ -177,7 +177,7 @@ def _unreachable(layout: Layout) -> set[str]:
     found: set[str] = set()
     for axis in layout:
         last = max((i for i, (_, size) in enumerate(axis) if size.value is None), default=-1)
-        found.update(name for name, _ in axis[:last] if name in _HIDDEN)
+        found.update(name for name, _ in axis[: max(last, 0)] if name in _HIDDEN)
     return found
 
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from inarch.structure.coupling import Projection
 from inarch.structure.regions import Region
-from inarch.structure.sites import Site
+from inarch.structure.sites import Member, Site
 
 _SUFFIX = {"ffn": "ffn", "msa": "attn"}
 _SPEAKING = ("attn", "attention", "mlp", "ffn", "feed_forward", "mixer")
-_LEAVES = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_LEAVES = ("weight", "bias", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 def name_sites(sites: Sequence[Site], regions: Sequence[Region]) -> list[str]:
@@ -24,7 +24,7 @@ def name_sites(sites: Sequence[Site], regions: Sequence[Region]) -> list[str]:
     counters: Counter[str] = Counter()
     for site, region in zip(sites, regions, strict=True):
         suffix = _SUFFIX[site.kind]
-        paths = [path for p in region.projections.values() if (path := _path(p))]
+        paths = [path for role, p in region.projections.items() if (path := _path(p, site.members.get(f"{role}_bias")))]
         common = _common(paths) if paths else []
         if common:
             speaks = any(word in common[-1].lower() for word in _SPEAKING)
@@ -45,12 +45,12 @@ def name_sites(sites: Sequence[Site], regions: Sequence[Region]) -> list[str]:
     return result
 
 
-def _path(projection: Projection) -> list[str] | None:
-    """Module path of a projection: from its parameter's name, else the exporter's scopes, else the node's name."""
-    param = str(projection.view.param.name)
-    if "." in param and "::" not in param:
-        parts = param.split(".")
-        return parts[:-1] if parts[-1] in _LEAVES else parts
+def _path(projection: Projection, bias: Member | None) -> list[str] | None:
+    """Module path of a projection: from its parameter's name, its bias's, the exporter's scopes, or the node's name."""
+    for param in (str(projection.view.param.name), bias.param if bias is not None else ""):
+        if "." in param and "::" not in param:
+            parts = param.split(".")
+            return parts[:-1] if parts[-1] in _LEAVES else parts
     scopes = projection.node.metadata_props.get("pkg.torch.onnx.name_scopes")
     if scopes is not None:
         try:
@@ -62,8 +62,8 @@ def _path(projection: Projection) -> list[str] | None:
             if scope:
                 return scope.split(".")
     name = projection.node.name or ""
-    if name.startswith("/"):
-        return [part for piece in name.strip("/").split("/")[:-1] for part in piece.split(".")]
+    if "/" in name:
+        return [part for piece in name.split("/")[:-1] for part in piece.split(".") if part]
     return None
 
 

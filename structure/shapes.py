@@ -44,7 +44,9 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
         return None
     for name, attr in node.attributes.items():
         if name == "value":
-            return attr.as_tensor()
+            # Not as_tensor(): its check against a runtime protocol takes most of the time of an analysis.
+            tensor: ir.TensorProtocol = attr.value
+            return tensor
         if name == "value_int":
             return ir.tensor(np.array(attr.as_int(), np.int64))
         if name == "value_ints":
@@ -217,13 +219,19 @@ def _arithmetic(op: str, pairs: Sequence[tuple[Dim, Dim]]) -> tuple[Dim, ...] | 
             dim(a.value - b.value) if a.value is not None and b.value is not None else dim(0) if a == b else opaque("sub", a, b)
             for a, b in pairs
         )
-    if op == "Equal" and all(a.value is not None and b.value is not None or a == b for a, b in pairs):
-        return tuple(dim(int(a == b)) for a, b in pairs)
-    if op == "Equal" and all((a.value or 0) >= 0 or (b.value or 0) >= 0 for a, b in pairs):
-        # A size against -1 (torch's expand) is never equal; against another size it is unknown.
-        if all((a.value is not None and a.value < 0) != (b.value is not None and b.value < 0) for a, b in pairs):
-            return tuple(dim(0) for _ in pairs)
+    if op == "Equal":
+        equal = [_equal(a, b) for a, b in pairs]
+        if None not in equal:
+            return tuple(dim(int(bool(e))) for e in equal)
     return None
+
+
+def _equal(a: Dim, b: Dim) -> bool | None:
+    """Whether two entries are equal, or None; a size is never negative, so it is never torch's -1 for "as it is"."""
+    if a == b or (a.value is not None and b.value is not None):
+        return a == b
+    negative = [d.value is not None and d.value < 0 for d in (a, b)]
+    return False if negative[0] != negative[1] else None
 
 
 def _shape_op(s: Shapes, node: ir.Node) -> _Result:
@@ -378,15 +386,18 @@ def _split(s: Shapes, node: ir.Node) -> _Result:
 
 
 def reshape_target(s: Shapes, node: ir.Node) -> Shape | None:
-    """The output shape of a Reshape, symbolically, or None where its target is not known."""
-    shape, target = s.need(node.inputs[0]), s.content(node.inputs[1])
+    """The output shape of a Reshape, symbolically; unknown sizes where only the rank is known, None where that is not either."""
+    given, target = s.shape(node.inputs[0]) if node.inputs[0] is not None else None, s.content(node.inputs[1])
     if target is None:
-        return None
+        length = s.need(node.inputs[1])[0].value
+        return tuple(opaque("reshape", node.name, node.outputs[0].name, i) for i in range(length)) if length is not None else None
     allow_zero = int_attr(node, "allowzero", 0)
+    # Of an operand of unknown shape only what the target says is known.
+    shape = given if given is not None else tuple(opaque("reshape", node.outputs[0].name, i) for i in range(len(target)))
     dims = [shape[i] if d.value == 0 and not allow_zero else d for i, d in enumerate(target)]
     if any(d.value == -1 for d in dims):
         total, rest = product(shape), product(d for d in dims if d.value != -1)
-        missing = total.over(rest)
+        missing = total.over(rest) if given is not None else None
         if missing is None:
             missing = opaque("infer", total, rest)
         dims = [missing if d.value == -1 else d for d in dims]
@@ -405,8 +416,13 @@ def _flatten(s: Shapes, node: ir.Node) -> _Result:
 
 
 def _expand(s: Shapes, node: ir.Node) -> _Result:
-    target = s.content(node.inputs[1])
-    return [broadcast([s.need(node.inputs[0]), target]) if target is not None else None], None
+    target, given = s.content(node.inputs[1]), s.need(node.inputs[0])
+    if target is None:
+        length = s.need(node.inputs[1])[0].value
+        if length is None:
+            return [None], None
+        target = tuple(opaque("expand", node.name, node.outputs[0].name, i) for i in range(length))
+    return [broadcast([given, target])], None
 
 
 def _tile(s: Shapes, node: ir.Node) -> _Result:
@@ -483,6 +499,22 @@ def _arg(s: Shapes, node: ir.Node) -> _Result:
     shape = s.need(node.inputs[0])
     axis = int_attr(node, "axis", 0) % len(shape)
     return [shape[:axis] + (ONE,) * int_attr(node, "keepdims", 1) + shape[axis + 1 :]], None
+
+
+def _resize(s: Shapes, node: ir.Node) -> _Result:
+    sizes = s.content(node.inputs[3]) if len(node.inputs) > 3 else None
+    rank = len(s.need(node.inputs[0]))
+    if sizes is not None and len(sizes) == rank:
+        return [sizes], None
+    return [tuple(opaque("resize", node.outputs[0].name, i) for i in range(rank))], None
+
+
+def _same_rank(s: Shapes, node: ir.Node) -> _Result:
+    """Pooling, padding and the like: as many axes, of sizes that nothing here depends on."""
+    first = s.need(node.inputs[0])
+    kept = first[:1] if node.op_type != "Pad" else ()
+    kept = first[:2] if "Pool" in node.op_type else kept
+    return [(*kept, *(opaque("size", node.outputs[0].name, i) for i in range(len(kept), len(first))))], None
 
 
 def _range(s: Shapes, node: ir.Node) -> _Result:
@@ -568,6 +600,14 @@ _RULES: dict[str, _Rule] = {
     "Gemm": _gemm,
     "Conv": _conv,
     "FusedConv": _conv,
+    "Resize": _resize,
+    "Upsample": _same_rank,
+    "ConvTranspose": _same_rank,
+    "DeformConv": _same_rank,
+    "Pad": _same_rank,
+    "MaxPool": _same_rank,
+    "AveragePool": _same_rank,
+    "GlobalAveragePool": _same_rank,
     "ArgMax": _arg,
     "ArgMin": _arg,
     "Range": _range,

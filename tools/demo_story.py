@@ -101,10 +101,13 @@ class Story:
             cosines = (f"{value:.3f}" for value in (answers.sentence_cosine, answers.worst_sentence_cosine))
             render.add_row(shown, label, found, *cosines, f"{answers.mean_correlation:.3f}")
         render.show(shown)
-        render.say("Sentence cosine and saliency r (correlation of the maps): against the original model.")
-        render.say("Equivalent does not mean undamaged: the plan changes the model, the compiler only carries")
-        render.say("the plan out. Untrained, deep plans cost what this table shows; training with gates and")
-        render.say("alignment before hardening is what makes them cheap.")
+        for line in (
+            "Sentence cosine and saliency r (correlation of the maps) are against the dense",
+            "model. Equivalent does not mean undamaged: the compiler carries out the plan, and",
+            "without training a deep plan costs what this table shows. Training with gates and",
+            "alignment, before the plan is hardened, is what makes it cheap.",
+        ):
+            render.say(line)
 
     def summary(self, demo: DemoResult) -> None:
         """What became smaller, and the verdict on the last line."""

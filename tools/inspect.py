@@ -24,12 +24,11 @@ def run(
     A site is one attention (msa) or one feed-forward network (ffn). Its widths are what a plan can prune; a frozen axis
     stays as it is, and the reason is given.
     """
-    from inarch.frontends.onnx_file import load_model
-    from inarch.structure.discover import discover
+    from inarch.api import discover
 
     with render.progress(quiet=json) as report:
         report("reading the graph", 0, 0)
-        discovery = discover(load_model(model))
+        discovery = discover(model)
     if json:
         render.emit_json({"format": "inarch.inspect/1", "model": model.name, **as_data(discovery.table)})
         return
@@ -48,6 +47,8 @@ def _star(site: Site, axis: str) -> str:
 
 def show(table: SiteTable, *, params: bool) -> None:
     """Print the sites, what is frozen, what was rejected and the totals."""
+    from inarch.structure.planners.weights import site_parameters
+
     shown = render.table("site", "kind", ("heads", "right"), ("width", "right"), ("params", "right"), "form")
     for site in table.sites:
         heads = f"{site.heads}{_star(site, 'head')}" if site.kind == "msa" else ""
@@ -63,16 +64,12 @@ def show(table: SiteTable, *, params: bool) -> None:
                 render.add_row(members, site.name, role, member.param, stored, place)
         render.show(members)
     frozen = [(site.name, axis.name, axis.frozen) for site in table.sites for axis in site.axes.values() if axis.frozen]
-    if frozen:
-        why = render.table("* site", "axis", "cannot be changed because")
-        for row in frozen:
-            render.add_row(why, *row)
-        render.show(why)
-    if table.rejected:
-        rejected = render.table("not a site", "because")
-        for item in table.rejected:
-            render.add_row(rejected, item.name, item.reason)
-        render.show(rejected)
+    for name, axis, why in frozen:
+        render.say(f"* {name}, {axis}: cannot be changed, {why}")
+    for item in table.rejected:
+        render.say(f"not a site: {item.name}: {item.reason}")
+    if frozen or table.rejected:
+        render.say("")
     inside = site_parameters(table)
     ffns = sum(site.kind == "ffn" for site in table.sites)
     render.say(f"{len(table.sites)} sites: {len(table.sites) - ffns} msa, {ffns} ffn")
@@ -83,13 +80,10 @@ def show(table: SiteTable, *, params: bool) -> None:
     render.say(f"fingerprint {table.fingerprint}")
 
 
-def site_parameters(table: SiteTable) -> int:
-    """Parameters of all sites: what plans can touch."""
-    return sum(site.parameters for site in table.sites)
-
-
 def as_data(table: SiteTable) -> dict[str, object]:
     """The table for ``--json``."""
+    from inarch.structure.planners.weights import site_parameters
+
     return {
         "fingerprint": table.fingerprint,
         "parameters": table.parameters,

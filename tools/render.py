@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -81,8 +82,10 @@ def show(made: Table) -> None:
 
 
 def say(text: str, *, style: str | None = None) -> None:
-    """Print one paragraph to stdout: no markup, wrapped between words, so that a path stays whole."""
-    out().print(Text(text), style=style, overflow="ignore", crop=False)
+    """Print one paragraph to stdout: no markup, wrapped between words alone, so that a path stays whole."""
+    console = out()
+    lines = textwrap.wrap(text, console.width, break_long_words=False, break_on_hyphens=False) or [""]
+    console.print(Text("\n".join(lines)), style=style, soft_wrap=True)
 
 
 def warn(text: str) -> None:

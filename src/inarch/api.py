@@ -78,10 +78,9 @@ def discover(model: AnyModel) -> Discovery:
     Raises:
         ModelError: the file is no valid ONNX model.
     """
-    from inarch.frontends.canonicalize import canonicalize
-    from inarch.structure.discover import discover
+    from inarch.frontends.canonicalize import discover_canonical
 
-    return discover(canonicalize(open_model(model)))
+    return discover_canonical(open_model(model))
 
 
 def draft_plan(

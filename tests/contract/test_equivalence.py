@@ -113,7 +113,8 @@ def failure(zoo: ZooModel, discovery: Discovery, pair: Pair) -> str:
     applied = apply_by_values(discovery.model, discovery.table, resolve(pair.plan, discovery.table), discovery.uses)
     reference = carry_over(applied, discovery.model, zoo.model)
     cases = inputs_of(zoo, pair.seed)
-    return "; ".join(mismatches(run_all(reference, cases), run_all(compiled, cases)))
+    wrong = list(mismatches(run_all(reference, cases), run_all(compiled, cases)))
+    return "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
 
 
 def attempt(zoo: ZooModel, discovery: Discovery, pair: Pair) -> str:

@@ -363,6 +363,15 @@ def loose_output(model: onnx.ModelProto) -> None:
     model.graph.output.append(info("nowhere"))
 
 
+def untyped(model: onnx.ModelProto) -> None:
+    model.graph.node[0].attribute.add(name="axis", i=1)
+
+
+def mapped_type(model: onnx.ModelProto) -> None:
+    kind = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, [1]))
+    model.graph.output.append(helper.make_value_info("y", kind))
+
+
 def other_default(model: onnx.ModelProto) -> None:
     model.graph.input.append(info("W", [4, 5]))
 
@@ -387,6 +396,8 @@ def other_default(model: onnx.ModelProto) -> None:
         (new, ["opset 24", "lower opset_version"]),
         (training, ["training"]),
         (loose_output, ["'nowhere'"]),
+        (untyped, ["'axis'", "no type"]),
+        (mapped_type, ["not a valid ONNX model", "Map types"]),
         (other_default, ["'W'", "[4, 4]"]),
     ],
 )
@@ -394,6 +405,31 @@ def test_what_is_malformed(tmp_path: Path, spoil: Callable[[onnx.ModelProto], No
     model = proto()
     spoil(model)
     refused(saved(model, tmp_path), *words)
+
+
+@pytest.mark.parametrize("text", ["product", "MatMul", "W"])
+def test_text_that_is_not_utf_8(tmp_path: Path, text: str) -> None:
+    path = saved(proto(), tmp_path)
+    path.write_bytes(path.read_bytes().replace(text.encode(), b"\xff" * len(text)))
+    refused(path, "not UTF-8")
+
+
+def test_flipped_bytes_are_refused_or_read_and_nothing_else(tmp_path: Path) -> None:
+    content = proto(producer_name="me", doc_string="words").SerializeToString()
+    path = tmp_path / "model.onnx"
+    rng, outcomes, messages = np.random.default_rng(1), set(), []
+    for _ in range(400):
+        spoiled = bytearray(content)
+        spoiled[rng.integers(len(content))] = rng.integers(256)
+        path.write_bytes(spoiled)
+        try:
+            ir.serde.serialize_model(load_model(path))
+            outcomes.add("read")
+        except ModelError as error:
+            messages.append(str(error))
+            outcomes.add("refused")
+    assert not any("\n" in message for message in messages)
+    assert outcomes == {"read", "refused"}
 
 
 @pytest.mark.parametrize(

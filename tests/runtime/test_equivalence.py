@@ -62,6 +62,13 @@ def test_one_changed_weight_fails_at_its_site(built: Handmade, cases: tuple[Case
     assert report.searched == 4
 
 
+def test_two_sites_that_end_in_one_sum_are_told_apart(built: Handmade, cases: tuple[Case, ...]) -> None:
+    together = {site: [[f"layer.1.{site}.{last}", "layer.1.ffn.sum"]] for site, last in (("attn", "o"), ("ffn", "down"))}
+    report = compare(built.model, nudge(built.model, "layer.1.ffn.down.w"), cases, site_outputs=together)
+    assert report.first_site is not None
+    assert (report.first_site.site, report.first_site.value) == ("ffn", "layer.1.ffn.down")
+
+
 def test_a_change_that_no_site_made_is_named_after_none(built: Handmade, cases: tuple[Case, ...]) -> None:
     compiled = built.model.clone()
     node = next(node for node in compiled.graph if node.outputs[0].name == "hidden")

@@ -67,6 +67,12 @@ def _private(site: SitePlan) -> SitePlan:
     return site.model_copy(update={"axes": axes})
 
 
+def without_idle_sites(plan: Plan) -> Plan:
+    """The plan without the sites that nothing is decided on and nothing is taken from."""
+    bases = {share.base for site in plan.sites.values() for axis in site.axes.values() for share in axis.share}
+    return _with_sites(plan, {name: site for name, site in plan.sites.items() if name in bases or _private(site) != site})
+
+
 def smaller(plan: Plan) -> Iterator[Plan]:
     """Simpler plans that are valid where ``plan`` is: a site private, an axis private, half as much pruned or shared."""
     for name, site in plan.sites.items():
@@ -104,7 +110,7 @@ def _halves(indices: Indices) -> Sequence[Indices]:
     return (indices[: len(indices) // 2], indices[len(indices) // 2 :]) if len(indices) > 1 else ()
 
 
-def shrink(plan: Plan, fails: Callable[[Plan], bool], limit: int = 200) -> Plan:
+def shrink(plan: Plan, fails: Callable[[Plan], bool], limit: int = 80) -> Plan:
     """The simplest plan that is found within ``limit`` tries and still fails."""
     tries = 0
     progress = True
@@ -117,4 +123,5 @@ def shrink(plan: Plan, fails: Callable[[Plan], bool], limit: int = 200) -> Plan:
                 break
             if tries >= limit:
                 break
-    return plan
+    short = without_idle_sites(plan)
+    return short if short.sites and fails(short) else plan

@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from inarch.frontends.canonicalize import canonicalize
 from inarch.structure.discover import Discovery, discover
 from inarch.structure.plan import Plan, dump_plan, parse_plan
 from inarch.structure.resolve import resolve
@@ -22,7 +23,7 @@ FORMS = ("two_tower", "head_splits", "swiglu", "gqa", "decoder_cross", "bi_atten
 
 @cache
 def found(form: str) -> Discovery:
-    return discover(build(form, 0).model)
+    return discover(canonicalize(build(form, 0).model))
 
 
 def draw(form: str, style: str, seed: int = 0) -> Plan:
