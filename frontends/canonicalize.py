@@ -128,7 +128,7 @@ class _Packed:
         split = [*rest[:axis], before, parts, after, *rest[axis + 1 :]]
         merged = [*rest[:axis], before * after, *rest[axis + 1 :]]
         wide = edit.node(anchor, "Reshape", [value, edit.ints(split, "shape")], hint=str(value.name)).outputs[0]
-        index = edit.initializer(edit.fresh("index"), ir.tensor(pick, dtype=ir.DataType.INT64))
+        index = edit.initializer("inarch.part/index", ir.tensor(pick, dtype=ir.DataType.INT64))
         picked = edit.node(anchor, "Gather", [wide, index], {"axis": axis + 1}, hint=str(value.name)).outputs[0]
         return edit.node(anchor, "Reshape", [picked, edit.ints(merged, "shape")], hint=str(value.name)).outputs[0]
 

@@ -255,7 +255,7 @@ class _Call:
             return as_tensor(np.asarray(tensor.numpy()).reshape((1,) * (rank - 1) + (size,)), dtype)
 
         lazy = ir.LazyTensor(read, dtype, ir.Shape([1] * (rank - 1) + [size]), cache=False)
-        lifted = self.editor.initializer(self.editor.fresh(f"{value.name}.row"), lazy)
+        lifted = self.editor.initializer(f"{value.name}.row", lazy)
         node.replace_input_with(place, lifted)
 
     # --- products of activations ---------------------------------------------------------------------------------------
@@ -450,7 +450,7 @@ class _Call:
             if tensor is not None:
                 cut = np.take(np.asarray(tensor.numpy()), places, axis=axis)
                 tensor = as_tensor(np.ascontiguousarray(cut), tensor.dtype)
-                result = self.editor.initializer(self.editor.fresh(f"{value.name}.cut"), tensor)
+                result = self.editor.initializer(f"{value.name}.cut", tensor)
             else:
                 index = self.editor.ints([int(i) for i in places], "index")
                 result = self.editor.node(node, "Gather", [result, index], {"axis": axis}, hint=str(value.name)).outputs[0]

@@ -77,7 +77,9 @@ class Stored:
             return projection.weight
         shape = [len(relative) if i == member.axis else n for i, n in enumerate(member.shape)]
         shape = shape[::-1] if flip else shape
-        key = (self._weights.origins(site, member.role)[relative].tobytes(), hidden, tuple(shape), self._dtype(view.param))
+        # Readers of [N, K] and of [K, N] share what is stored alike, so the key says where the hidden axis ends up.
+        stored = 1 - member.axis if flip else member.axis
+        key = (self._weights.origins(site, member.role)[relative].tobytes(), stored, tuple(shape), self._dtype(view.param))
         value = self._made.get(key)
         if value is None:
             packed = member.size != member.shape[member.axis]

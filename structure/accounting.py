@@ -10,8 +10,8 @@ import numpy as np
 
 from inarch.structure.demand import Coverage, Demand, planned_of, unit_axes, wanted_positions
 from inarch.structure.legalise import PrivateUnits
+from inarch.structure.links import REASONS, Links
 from inarch.structure.lowered import Legalised, LoweredSite, Segment
-from inarch.structure.segments import REASONS, Links
 from inarch.structure.sites import AXIS_FACTORS, Member, Site
 from inarch.structure.units import Indices
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from networkx.utils import UnionFind
 
 from inarch.structure.dims import ONE, Dim
-from inarch.structure.shapes import Shapes, constant
+from inarch.structure.shapes import Shapes, constant, data_inputs
 from inarch.structure.views import View, view_of
 
 ENUMERATED = "its indices are picked one by one"
@@ -96,7 +96,7 @@ class Coupling:
         self.captured = _captured(graph)
         outputs = set(graph.outputs)
         for node in graph:
-            hot = any(v in self.projected for v in node.inputs if v is not None)
+            hot = any(v in self.projected for v in data_inputs(node) if v is not None)
             rule = rules.get(node.op_type) if node.domain in ("", "ai.onnx", "com.microsoft") else None
             heavy = node.op_type in sources
             if not hot and not heavy and not (rule is not None and node.op_type in _PRODUCTS):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from inarch.structure.dims import Dim, Shape
@@ -26,10 +25,11 @@ class Editor:
         self._taken = {v.name for n in graph.all_nodes() for v in n.outputs} | set(graph.initializers)
         self._taken |= {v.name for v in graph.inputs}
         self._names: dict[str, int] = {}
+        self._ints: dict[tuple[str, tuple[int, ...]], ir.Value] = {}
 
     def fresh(self, hint: str) -> str:
         """A value name that the graph does not have."""
-        base = f"{self._prefix}{hint}"
+        base = hint if hint.startswith(self._prefix) else f"{self._prefix}{hint}"
         count = self._names.get(base, 0)
         name = base if count == 0 else f"{base}.{count}"
         while name in self._taken:
@@ -39,27 +39,22 @@ class Editor:
         self._taken.add(name)
         return name
 
-    def claim(self, name: str) -> str:
-        """Use a name of the model's own if it is free, else a fresh one like it."""
-        if name in self._taken:
-            return self.fresh(name)
-        self._taken.add(name)
-        return name
-
     def initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-        """Register a tensor under a unique name."""
-        unique = self.claim(name)
+        """Register a tensor under a name, or one like it where that is taken."""
+        unique = self.fresh(name) if name in self._taken else name
+        self._taken.add(unique)
         value = ir.Value(name=unique, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.graph.register_initializer(value)
         return value
 
     def ints(self, numbers: Sequence[int], hint: str) -> ir.Value:
-        """A small int64 constant, shape [n]."""
-        return self.initializer(self.fresh(hint), ir.tensor(np.array(numbers, np.int64)))
-
-    def array(self, array: npt.NDArray[np.generic], hint: str) -> ir.Value:
-        """A constant of any type."""
-        return self.initializer(self.fresh(hint), ir.tensor(array))
+        """A small int64 constant, shape [n]; equal ones with one hint are one initializer."""
+        key = (hint, tuple(numbers))
+        found = self._ints.get(key)
+        if found is None or found.graph is not self.graph:
+            found = self.initializer(f"{self._prefix}{hint}", ir.tensor(np.array(numbers, np.int64)))
+            self._ints[key] = found
+        return found
 
     def node(
         self,

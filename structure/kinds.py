@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from inarch.structure.coupling import ENUMERATED, Contraction, Coupling, Projection
 from inarch.structure.regions import FUSED
-from inarch.structure.shapes import constant
+from inarch.structure.shapes import constant, data_inputs
 from inarch.structure.sites import Kind
 
 NORM_LIKE = frozenset(
@@ -87,7 +87,7 @@ def origins(coupling: Coupling, value: ir.Value, makers: Mapping[ir.Node, Projec
         if node in makers:
             found[makers[node]] = None
             continue
-        for source in node.inputs:
+        for source in data_inputs(node):
             if source is not None and source in coupling.projected and source not in seen:
                 seen.add(source)
                 todo.append(source)
@@ -190,7 +190,7 @@ def attends(coupling: Coupling, sink: Projection, makers: Mapping[ir.Node, Proje
             continue
         if node.op_type in ("Softmax", *FUSED):
             return True
-        fresh = [v for v in node.inputs if v is not None and v in coupling.projected and v not in seen]
+        fresh = [v for v in data_inputs(node) if v is not None and v in coupling.projected and v not in seen]
         seen.update(fresh)
         todo.extend(fresh)
     return False
@@ -210,7 +210,7 @@ def _behind(coupling: Coupling, value: ir.Value, makers: Mapping[ir.Node, Projec
             continue
         if node in coupling.contractions:
             return coupling.contractions[node]
-        for source in node.inputs:
+        for source in data_inputs(node):
             if source is not None and source in coupling.projected and source not in seen:
                 seen.add(source)
                 todo.append(source)
@@ -233,7 +233,7 @@ def _score(
             found = coupling.contractions[node]
             continue
         softmax = softmax or node.op_type in ("Softmax", "Exp")
-        for source in node.inputs:
+        for source in data_inputs(node):
             if source is not None and source in coupling.projected and source not in seen:
                 seen.add(source)
                 todo.append(source)
@@ -364,7 +364,7 @@ def is_residual(x: ir.Value, y: ir.Value) -> bool:
         dynamic = node.op_type == "Mul" and not scaled
         if node.op_type not in NORM_LIKE and not scaled and not dynamic:
             continue
-        for source in node.inputs:
+        for source in data_inputs(node):
             if source is not None and source not in behind and constant(source) is None:
                 behind.add(source)
                 todo.append(source)

@@ -15,8 +15,9 @@ from inarch.structure.accounting import account
 from inarch.structure.cost import DEFAULT_COST, CostTable, Limits
 from inarch.structure.demand import Demand, demand_of, outside, planned_parameters, unit_axes
 from inarch.structure.legalise import PrivateUnits, private_units, split_private_heads
+from inarch.structure.links import clusters, links_of
 from inarch.structure.lowered import Block, Group, LoweredPlan, LoweredSite, ResolvedPlan, Segment
-from inarch.structure.segments import SharedBlock, SharedGroup, clusters, links_of, share_cluster
+from inarch.structure.segments import SharedBlock, SharedGroup, share_cluster
 from inarch.structure.sites import SiteTable
 from inarch.structure.units import Indices
 

@@ -178,6 +178,11 @@ def axes_of(shapes: Shapes, node: ir.Node, position: int = 1) -> list[int] | Non
     return None
 
 
+def data_inputs(node: ir.Node) -> Sequence[ir.Value | None]:
+    """The inputs whose numbers a node reads: of the second input of CastLike it reads the type alone."""
+    return node.inputs[:1] if node.op_type == "CastLike" and node.domain in ("", "ai.onnx") else node.inputs
+
+
 def int_attr(node: ir.Node, name: str, default: int) -> int:
     """An integer attribute or its default."""
     attr = node.attributes.get(name)

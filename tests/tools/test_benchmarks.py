@@ -141,11 +141,12 @@ def test_two_threads_may_cost_a_little_more() -> None:
 def test_the_page_holds_every_row_and_miss() -> None:
     bad = row(memory_share=0.5)
     bad = replace(bad, missed=sharing.check(bad))
-    text = sharing.as_text([row(), bad], row().size, 1000, {"cpu": "a processor"})
+    dense = sharing.Dense(row().size, 1000, timed(1.0, 1.01, 1))
+    text = sharing.as_text([row(), bad], dense, {"cpu": "a processor"})
     assert text.count("| p |") == 2
     assert "Targets missed" in text
     assert "50.0%" in text
-    assert "All targets are met" in sharing.as_text([row()], row().size, 1000, {})
+    assert "All targets are met" in sharing.as_text([row()], dense, {})
 
 
 def test_a_record_is_whole_and_readable(tmp_path: Path) -> None:
@@ -158,6 +159,7 @@ def test_a_record_is_whole_and_readable(tmp_path: Path) -> None:
 def test_the_machine_is_described() -> None:
     about = machine.describe()
     assert about["cpu"]
+    assert "numpy" in str(about["packages"])
     assert isinstance(about["cores"], int)
     assert about["cores"] >= 1
 

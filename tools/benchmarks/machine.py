@@ -16,14 +16,15 @@ PACKAGES = ("inarch", "numpy", "onnx", "onnx-ir", "onnxruntime")
 
 
 def describe() -> dict[str, object]:
-    """Processor, cores this process may use, memory, system and versions. No names of machines or people."""
+    """Processor, cores this process may use, memory, load, system and versions. No names of machines or people."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "load_before": round(os.getloadavg()[0], 2),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": ", ".join(f"{name} {version}" for name in PACKAGES if (version := _version(name))),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
 

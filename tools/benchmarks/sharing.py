@@ -147,28 +147,51 @@ def check(row: Row) -> tuple[str, ...]:
     return tuple(missed)
 
 
-def as_text(rows: Sequence[Row], dense: SizeReport, dense_anonymous: int, about: Mapping[str, object]) -> str:
+@dataclass(frozen=True)
+class Dense:
+    """The dense model's measurements.
+
+    Attributes:
+        size: its sizes.
+        anonymous: bytes of anonymous memory that loading it adds.
+        control: the dense model against itself, one a thread count: how far from 1 this machine's noise alone goes.
+    """
+
+    size: SizeReport
+    anonymous: int
+    control: tuple[LatencyReport, ...]
+
+
+def as_text(rows: Sequence[Row], dense: Dense, about: Mapping[str, object]) -> str:
     """The measurement as a Markdown page."""
-    counts = [report.threads for report in rows[0].latency] if rows else []
+    counts = [report.threads for report in dense.control]
     columns = ["plan", "stored", "file MB", "unique MB", "anonymous MB", "of saved bytes", "multiplications"]
     columns += [f"latency, {count} thread{'s' if count > 1 else ''}" for count in counts]
     lines = ["# Sharing and pruning a two-tower model", ""]
     lines += [f"- {key}: {value}" for key, value in about.items()]
     lines += ["", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    cells = ["dense", "100.0 %", _mb(dense.file_bytes), _mb(dense.unique_bytes), _mb(dense_anonymous), "", "1.000"]
-    lines.append("| " + " | ".join(cells + ["1"] * len(counts)) + " |")
+    cells = ["dense", "100.0 %", _mb(dense.size.file_bytes), _mb(dense.size.unique_bytes), _mb(dense.anonymous), "", "1.000"]
+    lines.append("| " + " | ".join(cells + [_ratio(report) for report in dense.control]) + " |")
     for row in rows:
         cells = [
             row.plan, f"{100 * row.kept:.1f} %", _mb(row.size.file_bytes), _mb(row.size.unique_bytes), _mb(row.anonymous),
             f"{100 * row.memory_share:.1f} %", f"{row.ideal:.3f}",
         ]  # fmt: skip
-        cells += [f"{report.ratio:.3f} [{report.low:.3f}, {report.high:.3f}]" for report in row.latency]
+        cells += [_ratio(report) for report in row.latency]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "Latency: compiled over dense, median of interleaved pairs with its 95 % bootstrap interval. Every model was"]
-    lines += ["verified against its reference before it was measured. MB are 10^6 bytes.", ""]
+    lines += [
+        "",
+        "Latency: compiled over dense, median of interleaved pairs with its 95 % bootstrap interval; in the first row dense",
+    ]
+    lines += ["over itself, which is the machine's noise. Every model was verified against its reference before it was measured."]
+    lines += ["MB are 10^6 bytes.", ""]
     misses = [f"- {row.plan}: {sentence}" for row in rows for sentence in row.missed]
     lines += ["## Targets missed", "", *misses, ""] if misses else ["All targets are met.", ""]
     return "\n".join(lines)
+
+
+def _ratio(report: LatencyReport) -> str:
+    return f"{report.ratio:.3f} [{report.low:.3f}, {report.high:.3f}]"
 
 
 def _mb(count: int) -> str:
@@ -182,11 +205,11 @@ def measure(
     folder: Path,
     pairs: int,
     threads: Sequence[int],
-) -> tuple[list[Row], SizeReport, int]:
+) -> tuple[list[Row], Dense]:
     """Make, compile, verify and measure every plan.
 
     Returns:
-        The rows, the dense model's sizes, and the anonymous bytes that loading it adds.
+        The rows, and the dense model's own measurements.
 
     Raises:
         SystemExit: a compiled model is not equivalent to its reference; nothing more is measured.
@@ -194,7 +217,15 @@ def measure(
     table = discover(model).table
     batch, sequence = next(iter(case.feeds.values())).shape[:2]
     whole = multiplications(table, identity(table), batch, sequence)
-    dense, dense_anonymous = measure_size(model), measure_memory(model, case).model_anonymous
+
+    def timed(other: Path) -> tuple[LatencyReport, ...]:
+        with render.progress() as report:
+            return measure_latency(
+                model, other, case, threads=threads, pairs=pairs, progress=lambda done, n: report("measuring latency", done, n)
+            )
+
+    render.say("[0] dense against itself")
+    dense = Dense(measure_size(model), measure_memory(model, case).model_anonymous, timed(model))
     rows = []
     for number, (name, make) in enumerate(plans.items(), 1):
         render.say(f"[{number}/{len(plans)}] {name}")
@@ -209,16 +240,8 @@ def measure(
         if not verification.ok:
             raise SystemExit(f"{name}: the compiled model is not equivalent to its reference; nothing is measured")
         size, anonymous = measure_size(compiled), measure_memory(compiled, case).model_anonymous
-        saved = dense.unique_bytes - size.unique_bytes
-        with render.progress() as report:
-            latency = measure_latency(
-                model,
-                compiled,
-                case,
-                threads=threads,
-                pairs=pairs,
-                progress=lambda done, all_: report("measuring latency", done, all_),
-            )
+        saved = dense.size.unique_bytes - size.unique_bytes
+        latency = timed(compiled)
         axes = [axis for sites in resolved.axes.values() for axis in sites.values()]
         row = Row(
             name,
@@ -227,14 +250,14 @@ def measure(
             any(axis.pruned.any() for axis in axes),
             size,
             anonymous,
-            (dense_anonymous - anonymous) / saved if saved else 1.0,
+            (dense.anonymous - anonymous) / saved if saved else 1.0,
             multiplications(table, resolved, batch, sequence) / whole,
             latency,
         )
         rows.append(Row(**{**row.__dict__, "missed": check(row)}))
         for sentence in rows[-1].missed:
             render.warn(f"{name}: {sentence}")
-    return rows, dense, dense_anonymous
+    return rows, dense
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -248,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--plans", default="", help="only these plans, separated by commas")
     parser.add_argument("--record", action="store_true", help="write the result to docs/measurements")
     options = parser.parse_args(argv)
-    started = time.monotonic()
+    started, about_machine = time.monotonic(), machine.describe()
     twin = TwinEncoders(layers=options.layers)
     model = twin.save(options.out)
     plans: dict[str, Callable[[SiteTable, str], Plan]] = {
@@ -265,16 +288,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no plan {unknown[0]!r}; there are {', '.join(plans)}")
     case = Case(f"batch 1, sequence {options.sequence}", feeds(twin, (1, options.sequence)))
     threads = [int(count) for count in options.threads.split(",")]
-    rows, dense, anonymous = measure(model, {name: plans[name] for name in chosen}, case, options.out, options.pairs, threads)
+    rows, dense = measure(model, {name: plans[name] for name in chosen}, case, options.out, options.pairs, threads)
     about = {
         "model": f"2 encoders of {twin.layers} layers, {twin.width} wide, random weights",
         "inputs": case.name,
         "pairs": options.pairs,
-        **machine.describe(),
+        **about_machine,
         "duration_seconds": round(time.monotonic() - started),
     }
-    text = as_text(rows, dense, anonymous, about)
-    data = {"about": about, "dense": {**dense.to_json(), "anonymous": anonymous}, "rows": [asdict(row) for row in rows]}
+    text = as_text(rows, dense, about)
+    data = {"about": about, "dense": asdict(dense), "rows": [asdict(row) for row in rows]}
     target = Path("docs/measurements") if options.record else options.out
     for path in machine.record(target, "sharing", data, text):
         render.say(f"wrote {path}")
