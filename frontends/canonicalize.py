@@ -14,15 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import onnx_ir as ir
 
+from inarch.structure.arguments import axes_of, int_attr, slice_parts, split_sizes
 from inarch.structure.axis_rules import RULES, SOURCES
+from inarch.structure.constants import constant, constant_ints
 from inarch.structure.coupling import ENUMERATED, Coupling, Projection
-from inarch.structure.discover import Discovery, discover
 from inarch.structure.dims import ONE, Shape, dim, product
+from inarch.structure.discover import Discovery, discover
 from inarch.structure.graph_edit import Editor, drop_dead, patch_target, restored_shape
-from inarch.structure.shapes import axes_of, constant, constant_ints, int_attr, slice_parts, split_sizes
 
 PACKED = "inarch.packed"
 """Metadata of a part's projection: the value that the packed projection wrote."""
@@ -160,7 +162,7 @@ def _unpack_direct(coupling: Coupling, editor: Editor, projection: Projection) -
             return False
         cuts.extend(found)
     bounds = sorted((start, end) for _, start, end in cuts)
-    if len(bounds) < 2 or any(a[1] > b[0] for a, b in zip(bounds, bounds[1:], strict=False)):
+    if len(bounds) < 2 or any(a[1] > b[0] for a, b in pairwise(bounds)):
         return False
     packed = _Packed(coupling, editor, projection, add)
     if _reunited(coupling, [(out, start) for out, start, _ in cuts]):
@@ -266,7 +268,8 @@ def _emit_part(
         if which != part:
             continue
         pick = value.producer()
-        assert pick is not None and pick.inputs[0] is not None
+        assert pick is not None
+        assert pick.inputs[0] is not None
         result = made[pick.inputs[0]]
         if squeezed is not None:
             result = _squeeze(editor, pick, result, squeezed)
@@ -291,7 +294,7 @@ def _squeeze(editor: Editor, anchor: ir.Node, value: ir.Value, axis: int) -> ir.
 def _carriers(
     coupling: Coupling, projection: Projection, leaf: int
 ) -> tuple[list[ir.Node], list[tuple[ir.Value, int, int | None]]] | None:
-    """Nodes that carry a packed factor on, and the picks that end it: (value, part, axis to squeeze); None if it is not packed."""
+    """Nodes that carry a packed factor on, and the picks that end it, (value, part, axis to squeeze); None if none is packed."""
     carry: dict[ir.Node, None] = {}
     picks: list[tuple[ir.Value, int, int | None]] = []
     todo = [projection.node.outputs[0]]

@@ -11,10 +11,11 @@ import numpy as np
 import onnx_ir as ir
 
 from inarch.passes.stored import as_tensor
+from inarch.structure.arguments import data_inputs
+from inarch.structure.constants import constant
 from inarch.structure.dims import Dim, Shape
 from inarch.structure.graph_edit import Editor
 from inarch.structure.regions import Region
-from inarch.structure.shapes import constant
 
 Known = dict[str, tuple[ir.Value, int]]
 """Symbol -> a value outside the region that has it, alone, as the size of an axis."""
@@ -43,6 +44,7 @@ def write_empty(editor: Editor, region: Region) -> bool:
     wanted += [shapes.content(node.outputs[0]) for node in readers]
     if any(shape is None or not all(_resolvable(size, known) for size in shape) for shape in wanted):
         return False
+    _keep_types(editor, region, inside)
     for node, shape in zip(readers, wanted[len(results) :], strict=True):
         assert shape is not None
         ir.convenience.replace_all_uses_with(node.outputs[0], _sizes(editor, node, shape, known))
@@ -68,6 +70,17 @@ def _take_place(editor: Editor, old: ir.Value, new: ir.Value) -> None:
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     old.name = editor.fresh(f"{name}.replaced")
     new.name = name
+
+
+def _keep_types(editor: Editor, region: Region, inside: set[ir.Value]) -> None:
+    """What reads the type alone of a value of the region reads that of a constant."""
+    for node in region.nodes:
+        if any(v in inside for v in data_inputs(node)):
+            continue
+        for position, value in enumerate(node.inputs):
+            if value is not None and value in inside and value.dtype is not None:
+                like = as_tensor(np.zeros(1, value.dtype.numpy()), value.dtype)
+                node.replace_input_with(position, editor.initializer(editor.fresh("like"), like))
 
 
 def _resolvable(size: Dim, known: Known) -> bool:

@@ -24,13 +24,14 @@ import onnx_ir as ir
 
 from inarch.passes.selection import INNER, Factors, Selection, fixed_part
 from inarch.passes.stored import Stored, as_tensor
+from inarch.structure.arguments import data_inputs, int_attr, slice_parts, split_sizes
+from inarch.structure.constants import constant
 from inarch.structure.coupling import Projection
 from inarch.structure.dims import Dim, Shape, product
 from inarch.structure.errors import PassError
 from inarch.structure.graph_edit import Editor, patch_target, restored_shape
 from inarch.structure.lowered import LoweredSite
 from inarch.structure.regions import FUSED, Layout, Region, Rider, carries
-from inarch.structure.shapes import constant, int_attr, slice_parts, split_sizes
 from inarch.structure.sites import Site
 from inarch.structure.units import Indices
 from inarch.structure.views import view_of
@@ -38,7 +39,17 @@ from inarch.structure.views import view_of
 Key = tuple[int, str | None, int]
 """A version of a value: group, the cut axis that it carries (or None), block of that axis."""
 
-ROLE_AXIS = {"up": "hidden", "gate": "hidden", "down": "hidden", "q": "qk", "k": "qk", "v": "vo", "o": "vo", "v2": "vo2", "o2": "vo2"}
+ROLE_AXIS = {
+    "up": "hidden",
+    "gate": "hidden",
+    "down": "hidden",
+    "q": "qk",
+    "k": "qk",
+    "v": "vo",
+    "o": "vo",
+    "v2": "vo2",
+    "o2": "vo2",
+}
 
 _FOLDED = frozenset({"Transpose", "Mul", "Div", "Identity", "Cast", "Dropout"})
 """Beside one of these ONNX Runtime may turn a MatMul into a FusedMatMul, and would then pack a shared weight twice."""
@@ -116,6 +127,8 @@ class _Call:
             self._source(node, role)
         elif node.op_type == "Shape":
             self._shape(node)
+        elif not any(v in self.made for v in data_inputs(node)):
+            self._typed(node)
         elif node.op_type in FUSED:
             self._fused(node)
         elif node in self.region.coupling.contractions and self._contracted(node) is not None:
@@ -159,6 +172,12 @@ class _Call:
             old.name = self.editor.fresh(f"{name}.replaced")
             new.name = name
 
+    def _typed(self, node: ir.Node) -> None:
+        """A node that reads the type of a value of the region and none of its numbers: any version tells it."""
+        for position, value in enumerate(node.inputs):
+            if value is not None and value in self.made:
+                node.replace_input_with(position, next(iter(self.made[value].values())))
+
     # --- projections ---------------------------------------------------------------------------------------------------
 
     def _source(self, node: ir.Node, role: str) -> None:
@@ -195,9 +214,9 @@ class _Call:
     def _product(self, anchor: ir.Node, x: ir.Value | None, weight: ir.Value, out: ir.Value) -> ir.Value:
         """``x W`` that stays a MatMul whatever stands around it.
 
-        ONNX Runtime makes a Gemm of a 2-D MatMul and an Add, and a FusedMatMul of a MatMul beside a Transpose or a scalar scale. Readers
-        of one tensor that end as different operators pack it once each, so such a MatMul is set between Unsqueeze and Squeeze, which
-        copy nothing.
+        ONNX Runtime makes a Gemm of a 2-D MatMul and an Add, and a FusedMatMul of a MatMul beside a Transpose or a scalar
+        scale. Readers of one tensor that end as different operators pack it once each, so such a MatMul is set between Unsqueeze
+        and Squeeze, which copy nothing.
         """
         shape = self.shapes.shape(out)
         before = x.producer() if x is not None else None
@@ -290,7 +309,7 @@ class _Call:
     def _fused(self, node: ir.Node) -> None:
         """Attention operators take one q, k and v: blocks of a group are joined inside heads before, and parted after."""
         out = node.outputs[0]
-        inner = [name for name in self.w._groups[0].blocks]
+        inner = list(self.w._groups[0].blocks)
         value_axis = self.axis_of(out)
         versions = self.made.setdefault(out, {})
         attrs = self._fused_attributes(node)
@@ -301,7 +320,11 @@ class _Call:
                 inputs.append(self._rider(node, position, whole))
             clone = self.editor.clone(node, inputs, node)
             heads = self._count(node.inputs[0], whole)
-            for name, count in (("num_heads", heads), ("q_num_heads", heads), ("kv_num_heads", self._count(node.inputs[1], whole))):
+            for name, count in (
+                ("num_heads", heads),
+                ("q_num_heads", heads),
+                ("kv_num_heads", self._count(node.inputs[1], whole)),
+            ):
                 if name in clone.attributes:
                     clone.attributes[name] = ir.AttrInt64(name, count)
             clone.attributes.update({a.name: a for a in attrs})
@@ -363,7 +386,8 @@ class _Call:
             versions[keys[0]] = value
             return
         layout = self.region.layout(out)
-        assert layout is not None and axis is not None
+        assert layout is not None
+        assert axis is not None
         heads = self._count(out, whole)
         flat = len(layout) == 3
         per_head = [self.w.selection(key).size([f for f in layout[-1] if f[0] not in ("head", "group")]).coef for key in keys]
@@ -402,6 +426,8 @@ class _Call:
     def _input(self, node: ir.Node, position: int, key: Key, selection: Selection) -> ir.Value | None:
         value = node.inputs[position]
         if value is not None and value in self.made:
+            if position >= len(data_inputs(node)):
+                return next(iter(self.made[value].values()))
             return self.version(value, key)
         return self._rider(node, position, selection)
 
@@ -494,7 +520,8 @@ class _Call:
     def _split_sizes(self, node: ir.Node, selection: Selection) -> list[int]:
         sizes = split_sizes(self.shapes, node)
         x = node.inputs[0]
-        assert sizes is not None and x is not None
+        assert sizes is not None
+        assert x is not None
         old, new = self._sizes(x, selection)
         axis = int_attr(node, "axis", 0) % len(old)
         return [n * new[axis].coef // old[axis].coef for n in sizes]
@@ -514,7 +541,8 @@ class _Call:
                 bounds.append((start, end))
                 continue
             changed = True
-            assert start is not None and end is not None
+            assert start is not None
+            assert end is not None
             first, last, _ = slice(start, end, step).indices(a.coef)
             # Interleaved parts begin inside the first step; equal parts begin at a multiple of their size.
             bounds.append((first, b.coef) if step > 1 else (first * b.coef // a.coef, last * b.coef // a.coef))

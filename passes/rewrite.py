@@ -45,7 +45,9 @@ class Workpiece:
             found = discover(model)
         missing = [site.name for site in picked if site.name not in found.regions]
         if missing:
-            raise PassError("the model has no such site", where=missing[0], hint="canonicalise it as it was when the plan was lowered")
+            raise PassError(
+                "the model has no such site", where=missing[0], hint="canonicalise it as it was when the plan was lowered"
+            )
         editor = Editor(model.graph, "inarch/")
         for lowered in picked:
             self._write(editor, found, lowered)

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from inarch.passes.selection import Selection
+from inarch.structure.constants import constant
 from inarch.structure.coupling import Projection
 from inarch.structure.dims import dim
 from inarch.structure.graph_edit import Editor
 from inarch.structure.lowered import StoredWeights
-from inarch.structure.shapes import constant
 from inarch.structure.sites import Member
 from inarch.structure.units import Indices
 
@@ -97,7 +97,14 @@ class Stored:
         return self._made[cast]
 
     def vector(
-        self, editor: Editor, site: str, member: Member, param: ir.Value, parts: Sequence[Selection], axes: Sequence[int], rank: int
+        self,
+        editor: Editor,
+        site: str,
+        member: Member,
+        param: ir.Value,
+        parts: Sequence[Selection],
+        axes: Sequence[int],
+        rank: int,
     ) -> ir.Value:
         """A bias or rider, cut along its one hidden axis.
 

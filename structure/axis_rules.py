@@ -10,17 +10,10 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from inarch.structure.arguments import axes_of, einsum_terms, int_attr, permutation, slice_parts, split_sizes
+from inarch.structure.constants import constant_ints
 from inarch.structure.coupling import ENUMERATED, Contraction, Coupling, Rule
 from inarch.structure.dims import ONE, Dim, dim
-from inarch.structure.shapes import (
-    axes_of,
-    constant_ints,
-    einsum_terms,
-    int_attr,
-    permutation,
-    slice_parts,
-    split_sizes,
-)
 
 SOURCES = frozenset(
     """Conv ConvTranspose FusedConv DeformConv ConvInteger QLinearConv MatMulInteger QLinearMatMul MatMulNBits MatMulBnb4
@@ -28,7 +21,7 @@ SOURCES = frozenset(
     EmbedLayerNormalization FusedGemm FusedMatMulActivation TransposeMatMul Attention PackedAttention DecoderMaskedSelfAttention
     MoE QMoE""".split()
 )
-"""Operators that start something of their own: their results are not riders even where all inputs are constants or graph inputs."""
+"""Operators that start something of their own: their results are no riders even where no projection made their inputs."""
 
 
 def _projected(c: Coupling, values: Sequence[ir.Value | None]) -> list[ir.Value]:
@@ -218,9 +211,7 @@ def _opaque(c: Coupling, node: ir.Node) -> bool:
 def gemm(c: Coupling, node: ir.Node) -> None:
     """``x W + c``; only as a projection with alpha = beta = 1 and an untransposed x."""
     attrs = node.attributes
-    plain = not int_attr(node, "transA", 0) and all(
-        attrs[name].as_float() == 1.0 for name in ("alpha", "beta") if name in attrs
-    )
+    plain = not int_attr(node, "transA", 0) and all(attrs[name].as_float() == 1.0 for name in ("alpha", "beta") if name in attrs)
     if plain and c.project(node, bool(int_attr(node, "transB", 0))):
         return
     if not _opaque(c, node):

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 from networkx.utils import UnionFind
 
+from inarch.structure.arguments import data_inputs
+from inarch.structure.constants import constant
 from inarch.structure.dims import ONE, Dim
-from inarch.structure.shapes import Shapes, constant, data_inputs
+from inarch.structure.shapes import Shapes
 from inarch.structure.views import View, view_of
 
 ENUMERATED = "its indices are picked one by one"

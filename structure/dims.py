@@ -88,6 +88,6 @@ def add(a: Dim, b: Dim) -> Dim:
 def floor_div(a: Dim, b: Dim) -> Dim:
     """Integer quotient as ONNX Div computes it for sizes; opaque unless exact or known."""
     if a.value is not None and b.value:
-        return Dim(int(math.trunc(a.value / b.value)) if abs(a.value) < 2**52 else a.value // b.value)
+        return Dim(math.trunc(a.value / b.value) if abs(a.value) < 2**52 else a.value // b.value)
     exact = a.over(b)
     return exact if exact is not None else opaque("div", a, b)

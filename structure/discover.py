@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from inarch.structure.axis_rules import RULES, SOURCES
+from inarch.structure.constants import constant
 from inarch.structure.coupling import Coupling, Projection
 from inarch.structure.kinds import Found, NotASite, as_ffn, as_msa, attends, is_residual, origins
 from inarch.structure.members import members_of, riders_of
 from inarch.structure.naming import name_sites
 from inarch.structure.regions import Region
-from inarch.structure.shapes import constant
 from inarch.structure.sites import AXIS_FACTORS, Rejection, Site, SiteTable
 from inarch.structure.views import FLOATS
 
@@ -61,9 +61,7 @@ class Discovery:
     def outputs(self, site: str) -> list[str]:
         """Names of the values that a site's sinks write, call by call."""
         return [
-            str(region.projections[role].node.outputs[0].name)
-            for region in self.regions[site]
-            for role in sorted(region.sinks)
+            str(region.projections[role].node.outputs[0].name) for region in self.regions[site] for role in sorted(region.sinks)
         ]
 
 
@@ -258,7 +256,9 @@ def _unreadable(coupling: Coupling) -> Iterable[Rejection]:
         elif node.op_type in ("GroupQueryAttention", "PackedAttention") or (
             node.op_type == "Attention" and node.domain == "com.microsoft"
         ):
-            reason = next((r for f in (coupling.axes(node.outputs[0]) or ()) for x in coupling.leaves(f) if (r := coupling.frozen(x))), "")
+            reason = next(
+                (r for f in (coupling.axes(node.outputs[0]) or ()) for x in coupling.leaves(f) if (r := coupling.frozen(x))), ""
+            )
             yield Rejection("", reason or f"{node.op_type} is not followed", (name,))
         elif any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()):
             yield Rejection("", f"control flow ({node.op_type}) is carried through untouched", (name,))

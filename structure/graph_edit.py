@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from inarch.structure.arguments import int_attr
 from inarch.structure.dims import Dim, Shape
-from inarch.structure.shapes import Shapes, int_attr
+from inarch.structure.shapes import Shapes
 
 
 class Editor:

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from inarch.structure.arguments import data_inputs
+from inarch.structure.constants import constant
 from inarch.structure.coupling import ENUMERATED, Contraction, Coupling, Projection
 from inarch.structure.regions import FUSED
-from inarch.structure.shapes import constant, data_inputs
 from inarch.structure.sites import Kind
 
 NORM_LIKE = frozenset(
-    """LayerNormalization RMSNormalization SimplifiedLayerNormalization InstanceNormalization Sub Div Pow Sqrt Reciprocal ReduceMean
-    Cast Identity Dropout Reshape Transpose Unsqueeze Squeeze Flatten Slice Pad Expand""".split()
+    """LayerNormalization RMSNormalization SimplifiedLayerNormalization InstanceNormalization Sub Div Pow Sqrt Reciprocal
+    ReduceMean Cast Identity Dropout Reshape Transpose Unsqueeze Squeeze Flatten Slice Pad Expand""".split()
 )
 """Operators that a residual stream passes on its way into a block."""
 
@@ -24,7 +25,7 @@ NONLINEAR = frozenset(
 )
 
 
-class NotASite(Exception):  # noqa: N818 - a verdict that discovery reports, not a failure
+class NotASite(Exception):
     """Connected projections that look like a site but are not one that can be compiled; the message says why."""
 
 
@@ -141,9 +142,7 @@ def as_msa(
     return Found("msa", form, roles, frozenset(r for r in roles if r.startswith("o")), names, region)
 
 
-def _only(
-    coupling: Coupling, score: Contraction, position: int, makers: Mapping[ir.Node, Projection], what: str
-) -> Projection:
+def _only(coupling: Coupling, score: Contraction, position: int, makers: Mapping[ir.Node, Projection], what: str) -> Projection:
     value = score.node.inputs[position]
     found = origins(coupling, value, makers) if value is not None else []
     if len(found) != 1:
@@ -151,9 +150,7 @@ def _only(
     return found[0]
 
 
-def _attention_of(
-    coupling: Coupling, sink: Projection, makers: Mapping[ir.Node, Projection]
-) -> tuple[Contraction, Projection]:
+def _attention_of(coupling: Coupling, sink: Projection, makers: Mapping[ir.Node, Projection]) -> tuple[Contraction, Projection]:
     """The score product and the value projection behind an output projection."""
     hidden = set(coupling.leaves(sink.k or ()))
     mixing = _behind(coupling, sink.x, makers)
@@ -217,9 +214,7 @@ def _behind(coupling: Coupling, value: ir.Value, makers: Mapping[ir.Node, Projec
     return None
 
 
-def _score(
-    coupling: Coupling, value: ir.Value, makers: Mapping[ir.Node, Projection]
-) -> tuple[Contraction | None, bool]:
+def _score(coupling: Coupling, value: ir.Value, makers: Mapping[ir.Node, Projection]) -> tuple[Contraction | None, bool]:
     """The score product behind the probabilities, and whether a softmax (or its exponential) lies between."""
     todo, seen, softmax = [value], {value}, False
     found: Contraction | None = None
@@ -243,7 +238,7 @@ def _score(
 def _attention_names(coupling: Coupling, roles: Mapping[str, Projection], score: Contraction) -> dict[int, str]:
     """Name every leaf factor of an MSA: head, group, qk, pair, vo, vo2."""
     q, k = coupling.leaves(roles["q"].n), coupling.leaves(roles["k"].n)
-    inner = [leaf for leaf in coupling.leaves(score.factors)]
+    inner = coupling.leaves(score.factors)
     heads = [leaf for leaf in k if leaf in q and leaf not in inner]
     pairs = [(roles["v"], roles["o"], "vo")] + ([(roles["v2"], roles["o2"], "vo2")] if "v2" in roles else [])
     names: dict[int, str] = {}
@@ -268,7 +263,7 @@ def _attention_names(coupling: Coupling, roles: Mapping[str, Projection], score:
         _name_inner(coupling, [leaf for leaf in v if leaf not in names], label, names)
         if sorted(o) != sorted({*v, *group}):
             raise NotASite("its output projection reads other axes than its values have")
-    sizes = {name for name in names.values()}
+    sizes = set(names.values())
     if "qk" not in sizes or not all(label in sizes for _, _, label in pairs):
         raise NotASite("a head dimension of 1 is not followed")
     return names

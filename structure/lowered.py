@@ -19,11 +19,14 @@ from inarch.structure.units import Indices
 
 @dataclass(frozen=True, eq=False)
 class ResolvedAxis:
-    """The plan on one unit axis (``hidden``, ``qk``, ``vo``, ``vo2``), head decisions folded in, sharing chains followed to the root.
+    """The plan on one unit axis (``hidden``, ``qk``, ``vo``, ``vo2``).
+
+    Head decisions are folded in, and sharing chains are followed to the root.
 
     Attributes:
         pruned: [units] bool; also True for every unit of a pruned head.
-        root_site: [units] int; index into ``ResolvedPlan.names`` of the site that owns the unit's value; its own site where private.
+        root_site: [units] int; index into ``ResolvedPlan.names`` of the site that owns the unit's value; the own site where
+            private.
         root_unit: [units] int; the unit on the same axis of the root site.
     """
 
@@ -123,7 +126,7 @@ class Legalised:
         site: site name.
         axis: axis name.
         reason: one of ``head-counts`` ``multiple`` ``segment-size`` ``segment-limit`` ``pairing`` ``heads-differ`` ``zero-unit``
-            ``rotary`` ``frozen`` ``form``.
+            ``rotary`` ``frozen`` ``form`` ``tied`` (numbers that the dense model ties and the plan makes the site hold alone).
         units: how many units are stored that the plan did not count.
         parameters: how many numbers that is.
     """

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
+from inarch.structure.arguments import int_attr
+from inarch.structure.constants import constant
 from inarch.structure.coupling import Projection
+from inarch.structure.dims import ONE, product
 from inarch.structure.kinds import NotASite
 from inarch.structure.regions import ELEMENTWISE, FUSED, Layout, Region, Rider, carries
-from inarch.structure.dims import ONE, product
-from inarch.structure.shapes import constant, int_attr
 from inarch.structure.sites import AXIS_FACTORS, Kind, Member
 from inarch.structure.units import Indices
 from inarch.structure.views import View, view_of
@@ -22,8 +23,9 @@ _LINEAR = frozenset("Add Sub Cast Identity Dropout Reshape Transpose Unsqueeze S
 """Between a projection and its bias nothing else may stand."""
 
 _ZERO_STAYS_ZERO = frozenset(
-    """MatMul FusedMatMul Gemm Einsum Mul Neg Cast Identity Dropout Reshape Transpose Unsqueeze Squeeze Flatten Expand Tile Slice
-    Split Concat Gather Relu Tanh Erf Sin Abs Sign LeakyRelu Sqrt Shape Size Attention MultiHeadAttention RotaryEmbedding""".split()
+    """MatMul FusedMatMul Gemm Einsum Mul Neg Cast Identity Dropout Reshape Transpose Unsqueeze Squeeze Flatten Expand Tile
+    Slice Split Concat Gather Relu Tanh Erf Sin Abs Sign LeakyRelu Sqrt Shape Size Attention MultiHeadAttention
+    RotaryEmbedding""".split()
 )
 """Operators for which a pruned q or k unit, all zeros, stays zero up to the score product, so that it can be left out."""
 
@@ -99,7 +101,8 @@ def _runs(positions: Indices) -> tuple[int, tuple[tuple[int, int], ...]]:
 def _vector(region: Region, rider: Rider) -> Member:
     value = rider.node.inputs[rider.position]
     view = view_of(value, region.coupling.shapes)
-    assert view is not None and rider.role is not None
+    assert view is not None
+    assert rider.role is not None
     along = [i for i, axis in enumerate(rider.layout) if carries((axis,), _HIDDEN)]
     shift = len(view.axes) - len(rider.layout)
     axis, positions = view.axes[along[0] + shift]

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from inarch.structure.constants import constant
 from inarch.structure.coupling import Coupling, Projection
 from inarch.structure.dims import ONE, Dim
-from inarch.structure.shapes import constant
 
 Layout = tuple[tuple[tuple[str | None, Dim], ...], ...]
 """For each axis of a value its factors, outermost first: (factor name of the site or None, size)."""

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from inarch.structure.shapes import Shapes, axes_of, constant, int_attr, permutation, slice_parts, split_sizes
+from inarch.structure.arguments import axes_of, int_attr, permutation, slice_parts, split_sizes
+from inarch.structure.constants import constant
+from inarch.structure.shapes import Shapes
 from inarch.structure.units import Indices
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
@@ -117,9 +119,7 @@ def _take(trail: _Trail, axis: int, picks: Indices | int) -> None:
     trail.positions[param_axis] = np.take(trail.positions[param_axis], picks, axis=own)
     if isinstance(picks, int):
         del trail.axes[axis]
-        trail.axes = [
-            (a[0], a[1] - 1) if a is not None and a[0] == param_axis and a[1] > own else a for a in trail.axes
-        ]
+        trail.axes = [(a[0], a[1] - 1) if a is not None and a[0] == param_axis and a[1] > own else a for a in trail.axes]
 
 
 def _step_slice(trail: _Trail, shapes: Shapes, node: ir.Node, _: int) -> None:

@@ -14,7 +14,7 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 
-from inarch.structure.shapes import constant
+from inarch.structure.constants import constant
 
 _DOTTED = re.compile(r"(?<![\w.\"/])[A-Za-z_][\w]*(?:\.[\w]+)+(?![\w\"])")
 _DOMAINS = ("com.microsoft", "ai.onnx")

@@ -638,9 +638,7 @@ def test_the_cheapest_segments_go_where_there_are_too_many() -> None:
     for name, count in zip("bcde", (200, 168, 128, 64), strict=True):
         draft.share(name, "hidden", range(count), "a", range(count))
     lowered = draft.lower(limits())
-    assert shapes(lowered, "a", "hidden") == [[(1, 64, True), (1, 64, True), (1, 72, True), (1, 56, False)]] or shapes(
-        lowered, "a", "hidden"
-    ) == [[(1, 64, True), (1, 64, True), (1, 40, True), (1, 88, False)]]
+    assert shapes(lowered, "a", "hidden") == [[(1, 64, True), (1, 64, True), (1, 40, True), (1, 88, False)]]
     assert reasons(lowered) == {"segment-limit": 32 * 16}
 
 
@@ -669,9 +667,7 @@ def test_some_heads_are_shared_in_any_order() -> None:
     both(draft, "b", [*range(48, 64), *range(16)], "a", [*range(16), *range(32, 48)])
     lowered = draft.lower()
     assert [group.heads for group in lowered.sites[0].groups] == [(0, 2), (1, 3)]
-    assert [group.heads for group in lowered.sites[1].groups] == [(0, 3), (1, 2)] or [
-        group.heads for group in lowered.sites[1].groups
-    ] == [(3, 0), (1, 2)]
+    assert [group.heads for group in lowered.sites[1].groups] == [(3, 0), (1, 2)]
     assert lowered.stored == lowered.planned
 
 
@@ -692,10 +688,7 @@ def test_heads_that_share_more_are_grouped_apart() -> None:
     lowered = draft.lower(limits(16, 16))
     assert shapes(lowered, "b", "vo") == [[(4, 16, True)], [(4, 4, True), (4, 12, False)]]
     assert lowered.stored == lowered.planned
-    assert shapes(draft.lower(limits(16, 16, 2)), "b", "vo") in (
-        [[(8, 4, True), (8, 12, False)]],
-        [[(4, 16, True)], [(4, 16, False)]],
-    )
+    assert shapes(draft.lower(limits(16, 16, 2)), "b", "vo") == [[(4, 16, True)], [(4, 16, False)]]
 
 
 def test_a_unit_shared_across_paired_heads_is_private() -> None:

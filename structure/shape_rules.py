@@ -1,0 +1,391 @@
+"""The shape rule of every operator whose result's shape is followed symbolically.
+
+A rule returns the shapes of the node's outputs, as far as it knows them, and the content of the first one where that is a small
+integer value that shapes are computed from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from inarch.structure.arguments import (
+    Known,
+    axes_of,
+    einsum_terms,
+    int_attr,
+    permutation,
+    reshape_target,
+    slice_parts,
+    split_sizes,
+)
+from inarch.structure.dims import ONE, Dim, Shape, add, broadcast, dim, floor_div, opaque, product
+
+UNARY = frozenset(
+    """Abs Acos Acosh Asin Asinh Atan Atanh BitShift Cast CastLike Ceil Celu Clip Cos Cosh CumSum Dropout Elu Erf Exp Floor Gelu
+    HardSigmoid HardSwish Hardmax Identity IsInf IsNaN LeakyRelu Log LogSoftmax LpNormalization MeanVarianceNormalization Mish Neg
+    Not PRelu Reciprocal Relu Round ScatterElements ScatterND Selu Shrink Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt
+    Swish Tan Tanh ThresholdedRelu Trilu InstanceNormalization GroupNormalization BatchNormalization LayerNormalization
+    RMSNormalization SimplifiedLayerNormalization SkipLayerNormalization SkipSimplifiedLayerNormalization BiasGelu FastGelu
+    QuickGelu QuantizeLinear DequantizeLinear FakeQuant RotaryEmbedding""".split()
+)
+"""Operators whose first output has the shape of their first input."""
+
+BROADCAST = frozenset(
+    """Add Sub Mul Div Pow Mod Min Max Mean Sum And Or Xor Equal Greater GreaterOrEqual Less LessOrEqual Where
+    BitwiseAnd BitwiseOr BitwiseXor""".split()
+)
+"""Operators whose output is the numpy broadcast of all inputs."""
+
+
+Result = tuple[list[Shape | None], tuple[Dim, ...] | None]
+Rule = Callable[[Known, ir.Node], Result]
+DOMAINS = ("", "ai.onnx", "com.microsoft")
+
+
+def _elementwise(s: Known, node: ir.Node) -> Result:
+    shape = broadcast([s.need(v) for v in node.inputs])
+    operands = [s.content(v) for v in node.inputs]
+    content = None
+    if len(operands) == 2 and len(shape) <= 1:
+        a, b = operands
+        if a is not None and b is not None and (len(a) == len(b) or 1 in (len(a), len(b))):
+            size = max(len(a), len(b))
+            pairs = list(zip(a * (size // len(a)), b * (size // len(b)), strict=True)) if a and b else []
+            content = _arithmetic(node.op_type, pairs)
+    elif node.op_type == "Where" and len(shape) <= 1:
+        content = _where(*operands)
+    return [shape], content
+
+
+def _where(test: tuple[Dim, ...] | None, yes: tuple[Dim, ...] | None, no: tuple[Dim, ...] | None) -> tuple[Dim, ...] | None:
+    if test is None or yes is None or no is None or any(t.value is None for t in test):
+        return None
+    size = max(len(test), len(yes), len(no))
+    rows = zip(test * (size // len(test)), yes * (size // len(yes)), no * (size // len(no)), strict=True)
+    return tuple(y if t.coef else n for t, y, n in rows)
+
+
+def _arithmetic(op: str, pairs: Sequence[tuple[Dim, Dim]]) -> tuple[Dim, ...] | None:
+    if op == "Add":
+        return tuple(add(a, b) for a, b in pairs)
+    if op == "Mul":
+        return tuple(a * b for a, b in pairs)
+    if op == "Div":
+        return tuple(floor_div(a, b) for a, b in pairs)
+    if op == "Sub":
+        return tuple(
+            dim(a.value - b.value) if a.value is not None and b.value is not None else dim(0) if a == b else opaque("sub", a, b)
+            for a, b in pairs
+        )
+    if op == "Equal":
+        equal = [_equal(a, b) for a, b in pairs]
+        if None not in equal:
+            return tuple(dim(int(bool(e))) for e in equal)
+    return None
+
+
+def _equal(a: Dim, b: Dim) -> bool | None:
+    """Whether two entries are equal, or None; a size is never negative, so it is never torch's -1 for "as it is"."""
+    if a == b or (a.value is not None and b.value is not None):
+        return a == b
+    negative = [d.value is not None and d.value < 0 for d in (a, b)]
+    return False if negative[0] != negative[1] else None
+
+
+def _shape_op(s: Known, node: ir.Node) -> Result:
+    shape = s.need(node.inputs[0])
+    start, end = int_attr(node, "start", 0), int_attr(node, "end", len(shape))
+    picked = shape[start:end]
+    return [(dim(len(picked)),)], picked
+
+
+def _constant(s: Known, node: ir.Node) -> Result:
+    return [s.shape(node.outputs[0])], None
+
+
+def _constant_of_shape(s: Known, node: ir.Node) -> Result:
+    target = s.content(node.inputs[0])
+    if target is None:
+        return [None], None
+    attr = node.attributes.get("value")
+    fill = attr.as_tensor().numpy().reshape(-1)[0] if attr is not None else np.float32(0)
+    content = None
+    if isinstance(fill, np.integer) and len(target) == 1 and target[0].value is not None and target[0].value <= 64:
+        content = (dim(int(fill)),) * target[0].value
+    return [target], content
+
+
+def _gather(s: Known, node: ir.Node) -> Result:
+    data, index = s.need(node.inputs[0]), s.need(node.inputs[1])
+    axis = int_attr(node, "axis", 0) % len(data)
+    content, picks = s.content(node.inputs[0]), s.ints(node.inputs[1])
+    picked = tuple(content[i] for i in picks) if content is not None and picks is not None and len(data) == 1 else None
+    return [data[:axis] + index + data[axis + 1 :]], picked
+
+
+def _gather_elements(s: Known, node: ir.Node) -> Result:
+    return [s.need(node.inputs[1])], None
+
+
+def _gather_nd(s: Known, node: ir.Node) -> Result:
+    data, index = s.need(node.inputs[0]), s.need(node.inputs[1])
+    batch, last = int_attr(node, "batch_dims", 0), index[-1].value
+    return [index[:-1] + data[batch + last :] if last is not None else None], None
+
+
+def _unsqueeze(s: Known, node: ir.Node) -> Result:
+    shape, axes = list(s.need(node.inputs[0])), axes_of(s, node) or []
+    rank = len(shape) + len(axes)
+    for axis in sorted(a % rank for a in axes):
+        shape.insert(axis, ONE)
+    return [tuple(shape)], s.content(node.inputs[0])
+
+
+def _squeeze(s: Known, node: ir.Node) -> Result:
+    shape, axes = s.need(node.inputs[0]), axes_of(s, node)
+    drop = {a % len(shape) for a in axes} if axes is not None else {i for i, d in enumerate(shape) if d == ONE}
+    return [tuple(d for i, d in enumerate(shape) if i not in drop)], s.content(node.inputs[0])
+
+
+def _concat(s: Known, node: ir.Node) -> Result:
+    shapes = [s.need(v) for v in node.inputs]
+    axis = int_attr(node, "axis", 0) % len(shapes[0])
+    total = shapes[0][axis]
+    for other in shapes[1:]:
+        total = add(total, other[axis])
+    contents = [s.content(v) for v in node.inputs]
+    joined = None
+    if all(c is not None for c in contents) and len(shapes[0]) == 1:
+        joined = tuple(d for c in contents if c is not None for d in c)
+    merged = broadcast([sh[:axis] + (ONE,) + sh[axis + 1 :] for sh in shapes])
+    return [merged[:axis] + (total,) + merged[axis + 1 :]], joined
+
+
+def _slice(s: Known, node: ir.Node) -> Result:
+    shape = list(s.need(node.inputs[0]))
+    starts, ends, axes, steps = slice_parts(s, node)
+    content = s.content(node.inputs[0])
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        size = shape[axis % len(shape)]
+        if start is not None and end is not None and size.value is not None:
+            shape[axis % len(shape)] = dim(len(range(size.value)[start:end:step]))
+        elif start == 0 and end is not None and end >= 2**31 - 1 and step == 1:
+            pass
+        else:
+            shape[axis % len(shape)] = opaque("slice", size, start if start is not None else node.name, end, step, node.name)
+    if content is not None and len(shape) == 1 and starts[0] is not None and ends[0] is not None:
+        return [tuple(shape)], content[starts[0] : ends[0] : steps[0]]
+    return [tuple(shape)], None
+
+
+def _split(s: Known, node: ir.Node) -> Result:
+    shape = s.need(node.inputs[0])
+    axis = int_attr(node, "axis", 0) % len(shape)
+    sizes = split_sizes(s, node)
+    content = s.content(node.inputs[0])
+    result: list[Shape | None] = []
+    at = 0
+    for i, value in enumerate(node.outputs):
+        piece = dim(sizes[i]) if sizes is not None else opaque("split", node.name, i)
+        result.append(shape[:axis] + (piece,) + shape[axis + 1 :])
+        if content is not None and sizes is not None and i and len(shape) == 1:
+            s.note(value, content[at : at + sizes[i]])
+        at += sizes[i] if sizes is not None else 0
+    return result, content[: sizes[0]] if content is not None and sizes is not None and len(shape) == 1 else None
+
+
+def _reshape(s: Known, node: ir.Node) -> Result:
+    return [reshape_target(s, node)], s.content(node.inputs[0])
+
+
+def _flatten(s: Known, node: ir.Node) -> Result:
+    shape = s.need(node.inputs[0])
+    axis = int_attr(node, "axis", 1)
+    axis = axis + len(shape) if axis < 0 else axis
+    return [(product(shape[:axis]), product(shape[axis:]))], None
+
+
+def _expand(s: Known, node: ir.Node) -> Result:
+    target, given = s.content(node.inputs[1]), s.need(node.inputs[0])
+    if target is None:
+        length = s.need(node.inputs[1])[0].value
+        if length is None:
+            return [None], None
+        target = tuple(opaque("expand", node.name, node.outputs[0].name, i) for i in range(length))
+    return [broadcast([given, target])], None
+
+
+def _tile(s: Known, node: ir.Node) -> Result:
+    repeats = s.content(node.inputs[1])
+    if repeats is None:
+        return [None], None
+    return [tuple(a * b for a, b in zip(s.need(node.inputs[0]), repeats, strict=True))], None
+
+
+def _transpose(s: Known, node: ir.Node) -> Result:
+    shape = s.need(node.inputs[0])
+    return [tuple(shape[i] for i in permutation(node, len(shape)))], None
+
+
+def _matmul(s: Known, node: ir.Node) -> Result:
+    a, b = s.need(node.inputs[0]), s.need(node.inputs[1])
+    if len(a) == 1 or len(b) == 1:
+        return [None], None
+    if node.op_type == "FusedMatMul":
+        a = a[:-2] + (a[-1], a[-2]) if int_attr(node, "transA", 0) else a
+        b = b[:-2] + (b[-1], b[-2]) if int_attr(node, "transB", 0) else b
+    return [broadcast([a[:-2] or (), b[:-2] or ()]) + (a[-2], b[-1])], None
+
+
+def _gemm(s: Known, node: ir.Node) -> Result:
+    a, b = s.need(node.inputs[0]), s.need(node.inputs[1])
+    rows = a[1] if int_attr(node, "transA", 0) else a[0]
+    columns = b[0] if int_attr(node, "transB", 0) else b[1]
+    return [(rows, columns)], None
+
+
+def _conv(s: Known, node: ir.Node) -> Result:
+    x, w = s.need(node.inputs[0]), s.need(node.inputs[1])
+    kernel = node.attributes.get("kernel_shape")
+    sizes = [int(k) for k in kernel.as_ints()] if kernel is not None else [d.coef for d in w[2:]]
+    spatial = len(sizes)
+
+    def listed(name: str, default: list[int]) -> list[int]:
+        attr = node.attributes.get(name)
+        return [int(i) for i in attr.as_ints()] if attr is not None else default
+
+    strides, dilations = listed("strides", [1] * spatial), listed("dilations", [1] * spatial)
+    pads = listed("pads", [0] * 2 * spatial)
+    auto = node.attributes.get("auto_pad")
+    result = [x[0], w[0]]
+    for i in range(spatial):
+        size = x[2 + i].value
+        if size is None or (auto is not None and auto.as_string() not in ("NOTSET", "")):
+            result.append(opaque("conv", x[2 + i], sizes[i], strides[i], pads[i], pads[i + spatial], dilations[i]))
+        else:
+            result.append(dim((size + pads[i] + pads[i + spatial] - dilations[i] * (sizes[i] - 1) - 1) // strides[i] + 1))
+    return [tuple(result)], None
+
+
+def _reduce(s: Known, node: ir.Node) -> Result:
+    shape, axes = s.need(node.inputs[0]), axes_of(s, node)
+    if axes is None and int_attr(node, "noop_with_empty_axes", 0):
+        return [shape], None
+    drop = {a % len(shape) for a in axes} if axes is not None else set(range(len(shape)))
+    if int_attr(node, "keepdims", 1):
+        return [tuple(ONE if i in drop else d for i, d in enumerate(shape))], None
+    content = s.content(node.inputs[0])
+    folded = (product(content),) if node.op_type == "ReduceProd" and content is not None and len(shape) == 1 else None
+    return [tuple(d for i, d in enumerate(shape) if i not in drop)], folded
+
+
+def _arg(s: Known, node: ir.Node) -> Result:
+    shape = s.need(node.inputs[0])
+    axis = int_attr(node, "axis", 0) % len(shape)
+    return [shape[:axis] + (ONE,) * int_attr(node, "keepdims", 1) + shape[axis + 1 :]], None
+
+
+def _resize(s: Known, node: ir.Node) -> Result:
+    sizes = s.content(node.inputs[3]) if len(node.inputs) > 3 else None
+    rank = len(s.need(node.inputs[0]))
+    if sizes is not None and len(sizes) == rank:
+        return [sizes], None
+    return [tuple(opaque("resize", node.outputs[0].name, i) for i in range(rank))], None
+
+
+def _same_rank(s: Known, node: ir.Node) -> Result:
+    """Pooling, padding and the like: as many axes, of sizes that nothing here depends on."""
+    first = s.need(node.inputs[0])
+    kept = first[:1] if node.op_type != "Pad" else ()
+    kept = first[:2] if "Pool" in node.op_type else kept
+    return [(*kept, *(opaque("size", node.outputs[0].name, i) for i in range(len(kept), len(first))))], None
+
+
+def _range(s: Known, node: ir.Node) -> Result:
+    start, limit, delta = (s.content(v) for v in node.inputs[:3])
+    if start is None or limit is None or delta is None:
+        return [(opaque("range", node.name),)], None
+    if start[0].value == 0 and delta[0].value == 1:
+        size = limit[0]
+        known = size.value
+        return [(size,)], tuple(dim(i) for i in range(known)) if known is not None and known <= 64 else None
+    return [(opaque("range", start[0], limit[0], delta[0]),)], None
+
+
+def _einsum(s: Known, node: ir.Node) -> Result:
+    terms, result = einsum_terms(node)
+    sizes: dict[str, Dim] = {}
+    for term, value in zip(terms, node.inputs, strict=True):
+        for label, size in zip(term, s.need(value), strict=True):
+            if sizes.get(label, ONE) == ONE:
+                sizes[label] = size
+    return [tuple(sizes[label] for label in result)], None
+
+
+def _size(s: Known, node: ir.Node) -> Result:
+    return [()], (product(s.need(node.inputs[0])),)
+
+
+def _attention(s: Known, node: ir.Node) -> Result:
+    q, v = s.need(node.inputs[0]), s.need(node.inputs[2])
+    if node.op_type == "MultiHeadAttention":
+        return [q[:-1] + (v[-1],) if len(q) == 3 and len(v) == 3 else None], None
+    if len(q) == 4:
+        return [q[:-1] + (v[-1],)], None
+    heads, kv_heads = int_attr(node, "q_num_heads", 0), int_attr(node, "kv_num_heads", 0)
+    per_head = v[-1].over(dim(kv_heads))
+    return [q[:-1] + (dim(heads) * per_head,) if per_head is not None else None], None
+
+
+def _packed_attention(s: Known, node: ir.Node) -> Result:
+    x, w = s.need(node.inputs[0]), s.need(node.inputs[1])
+    sizes = node.attributes.get("qkv_hidden_sizes")
+    out = dim(int(sizes.as_ints()[2])) if sizes is not None else w[1].over(dim(3))
+    return [x[:-1] + (out,) if out is not None else None], None
+
+
+_REDUCE = "Max Min Mean Sum Prod L1 L2 LogSum LogSumExp SumSquare".split()
+
+SHAPE_RULES: dict[str, Rule] = {
+    **dict.fromkeys(BROADCAST, _elementwise),
+    **{f"Reduce{kind}": _reduce for kind in _REDUCE},
+    "Shape": _shape_op,
+    "Size": _size,
+    "Constant": _constant,
+    "ConstantOfShape": _constant_of_shape,
+    "Gather": _gather,
+    "GatherElements": _gather_elements,
+    "GatherND": _gather_nd,
+    "Unsqueeze": _unsqueeze,
+    "Squeeze": _squeeze,
+    "Concat": _concat,
+    "Slice": _slice,
+    "Split": _split,
+    "Reshape": _reshape,
+    "Flatten": _flatten,
+    "Expand": _expand,
+    "Tile": _tile,
+    "Transpose": _transpose,
+    "MatMul": _matmul,
+    "FusedMatMul": _matmul,
+    "Gemm": _gemm,
+    "Conv": _conv,
+    "FusedConv": _conv,
+    "Resize": _resize,
+    "Upsample": _same_rank,
+    "ConvTranspose": _same_rank,
+    "DeformConv": _same_rank,
+    "Pad": _same_rank,
+    "MaxPool": _same_rank,
+    "AveragePool": _same_rank,
+    "GlobalAveragePool": _same_rank,
+    "ArgMax": _arg,
+    "ArgMin": _arg,
+    "Range": _range,
+    "Einsum": _einsum,
+    "Attention": lambda s, n: _packed_attention(s, n) if n.domain == "com.microsoft" else _attention(s, n),
+    "MultiHeadAttention": _attention,
+}
