@@ -17,8 +17,8 @@ from inarch.structure.dims import Dim, Shape
 from inarch.structure.graph_edit import Editor
 from inarch.structure.regions import Region
 
-Known = dict[str, tuple[ir.Value, int]]
-"""Symbol -> a value outside the region that has it, alone, as the size of an axis."""
+Known = dict[Dim, tuple[ir.Value, int]]
+"""Symbolic size -> a value outside the region that has it as the size of an axis."""
 
 
 def write_empty(editor: Editor, region: Region) -> bool:
@@ -32,12 +32,13 @@ def write_empty(editor: Editor, region: Region) -> bool:
     known: Known = {}
     outer = [p.x for role, p in region.projections.items() if role not in region.sinks]
     outer += [v for node in region.nodes for v in node.inputs if v is not None and v not in inside]
+    outer.extend(editor.graph.inputs)
     for value in outer:
         if value in inside or constant(value) is not None:
             continue
         for axis, size in enumerate(shapes.shape(value) or ()):
-            if size.coef == 1 and len(size.syms) == 1:
-                known.setdefault(size.syms[0], (value, axis))
+            if size.syms:
+                known.setdefault(size, (value, axis))
     results = [region.projections[role].node for role in sorted(region.sinks)]
     readers = [node for node in region.nodes if node.op_type == "Shape"]
     wanted: list[Shape | None] = [shapes.shape(node.outputs[0]) for node in results]
@@ -83,8 +84,16 @@ def _keep_types(editor: Editor, region: Region, inside: set[ir.Value]) -> None:
                 node.replace_input_with(position, editor.initializer(editor.fresh("like"), like))
 
 
+def _parts(size: Dim, known: Known) -> list[Dim]:
+    """A size as a product of sizes that values have, and of numbers; itself where a value has it."""
+    if size in known or not size.syms:
+        return [size]
+    number = [Dim(size.coef)] if size.coef != 1 else []
+    return number + [Dim(1, (symbol,)) for symbol in size.syms]
+
+
 def _resolvable(size: Dim, known: Known) -> bool:
-    return all(symbol in known for symbol in size.syms)
+    return all(part in known or not part.syms for part in _parts(size, known))
 
 
 def _sizes(editor: Editor, anchor: ir.Node, shape: Shape, known: Known) -> ir.Value:
@@ -92,13 +101,19 @@ def _sizes(editor: Editor, anchor: ir.Node, shape: Shape, known: Known) -> ir.Va
     if all(size.value is not None for size in shape):
         return editor.ints([size.coef for size in shape], "shape")
     entries: list[ir.Value] = []
+    shapes: dict[ir.Value, ir.Value] = {}
     for size in shape:
-        entry: ir.Value | None = editor.ints([size.coef], "size") if size.coef != 1 or not size.syms else None
-        for symbol in size.syms:
-            value, axis = known[symbol]
-            whole = editor.node(anchor, "Shape", [value], hint=f"{value.name}.shape").outputs[0]
-            one = editor.node(anchor, "Gather", [whole, editor.ints([axis], "index")], {"axis": 0}, hint="size").outputs[0]
-            entry = one if entry is None else editor.node(anchor, "Mul", [entry, one], hint="size").outputs[0]
+        entry: ir.Value | None = None
+        for part in _parts(size, known):
+            if part.syms:
+                value, axis = known[part]
+                if value not in shapes:
+                    shapes[value] = editor.node(anchor, "Shape", [value], hint=f"{value.name}.shape").outputs[0]
+                picked = [shapes[value], editor.ints([axis], "index")]
+                factor = editor.node(anchor, "Gather", picked, {"axis": 0}, hint="size").outputs[0]
+            else:
+                factor = editor.ints([part.coef], "size")
+            entry = factor if entry is None else editor.node(anchor, "Mul", [entry, factor], hint="size").outputs[0]
         assert entry is not None
         entries.append(entry)
     return editor.node(anchor, "Concat", entries, {"axis": 0}, hint="shape").outputs[0]

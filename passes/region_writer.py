@@ -261,21 +261,10 @@ class _Call:
             if node.op_type != "Add" or shape is None or len(shape) < 3:
                 continue
             place = 1 if node.inputs[0] is out else 0
-            self._lift(node, place, len(shape))
-
-    def _lift(self, node: ir.Node, place: int, rank: int) -> None:
-        value = node.inputs[place]
-        tensor = constant(value)
-        if value is None or tensor is None or len(tensor.shape) != 1:
-            return
-        size, dtype = int(tensor.size), tensor.dtype
-
-        def read() -> ir.TensorProtocol:
-            return as_tensor(np.asarray(tensor.numpy()).reshape((1,) * (rank - 1) + (size,)), dtype)
-
-        lazy = ir.LazyTensor(read, dtype, ir.Shape([1] * (rank - 1) + [size]), cache=False)
-        lifted = self.editor.initializer(f"{value.name}.row", lazy)
-        node.replace_input_with(place, lifted)
+            bias = node.inputs[place]
+            row = self.w._stored.row(self.editor, bias, len(shape)) if bias is not None else None
+            if row is not None:
+                node.replace_input_with(place, row)
 
     # --- products of activations ---------------------------------------------------------------------------------------
 

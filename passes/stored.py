@@ -72,7 +72,9 @@ class Stored:
         if input_major and projection.transposed:
             flip = not flip
         view = projection.view
-        whole = len(relative) == member.size and bool((relative == np.arange(member.size)).all())
+        # A part of a packed matrix is always cut out: read as a view, it would keep the other, changed parts in the file.
+        alone = member.size == member.shape[member.axis]
+        whole = alone and len(relative) == member.size and bool((relative == np.arange(member.size)).all())
         if whole and segment is None and not (input_major and projection.transposed) and self._untouched(site, member):
             return projection.weight
         shape = [len(relative) if i == member.axis else n for i, n in enumerate(member.shape)]
@@ -82,9 +84,8 @@ class Stored:
         key = (self._weights.origins(site, member.role)[relative].tobytes(), stored, tuple(shape), self._dtype(view.param))
         value = self._made.get(key)
         if value is None:
-            packed = member.size != member.shape[member.axis]
             name = f"{segment}.{member.role}" if segment is not None else member.param
-            name = f"{name}.{member.role}" if packed and segment is None else name
+            name = f"{name}.{member.role}" if not alone and segment is None else name
             value = self._lazy(editor, name, self._reader(site, member.role, relative, transpose=flip), shape, view.param)
             self._made[key] = value
         if segment is not None:
@@ -137,6 +138,21 @@ class Stored:
             total += len(relative)
             reads.append(self._reader(site, member.role, relative))
         return self._lazy(editor, str(param.name), lambda: np.concatenate([read() for read in reads]), [total], param)
+
+    def row(self, editor: Editor, bias: ir.Value, rank: int) -> ir.Value | None:
+        """A constant vector with axes of 1 in front, shape [1, ..., n]; None where it is no constant vector."""
+        tensor = constant(bias)
+        if tensor is None or len(tensor.shape) != 1:
+            return None
+        shape, dtype = [1] * (rank - 1) + [int(tensor.size)], tensor.dtype
+        key = (bias, rank)
+        if key not in self._made:
+
+            def read() -> ir.TensorProtocol:
+                return as_tensor(np.asarray(tensor.numpy()).reshape(shape), dtype)
+
+            self._made[key] = editor.initializer(f"{bias.name}.row", ir.LazyTensor(read, dtype, ir.Shape(shape), cache=False))
+        return self._made[key]
 
     def _untouched(self, site: str, member: Member) -> bool:
         """Whether the plan leaves every value of a member as it was."""

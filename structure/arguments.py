@@ -102,7 +102,7 @@ def reshape_target(s: Known, node: ir.Node) -> Shape | None:
     given, target = s.shape(node.inputs[0]) if node.inputs[0] is not None else None, s.content(node.inputs[1])
     if target is None:
         length = s.need(node.inputs[1])[0].value
-        return tuple(opaque("reshape", node.name, node.outputs[0].name, i) for i in range(length)) if length is not None else None
+        return tuple(opaque("reshape", node.outputs[0].name, i) for i in range(length)) if length is not None else None
     allow_zero = int_attr(node, "allowzero", 0)
     # Of an operand of unknown shape only what the target says is known.
     shape = given if given is not None else tuple(opaque("reshape", node.outputs[0].name, i) for i in range(len(target)))

@@ -33,6 +33,15 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     return None
 
 
+def whole_numbers(value: ir.Value | None) -> list[int] | None:
+    """The numbers of a small constant floating-point tensor that are all whole, flattened, or None: sizes on their way to a Cast."""
+    tensor = constant(value)
+    if tensor is None or not tensor.dtype.is_floating_point() or tensor.size > 8:
+        return None
+    numbers = np.asarray(tensor.numpy(), np.float64).reshape(-1)
+    return [int(n) for n in numbers] if bool((np.isfinite(numbers) & (numbers == np.round(numbers))).all()) else None
+
+
 def constant_ints(value: ir.Value | None) -> list[int] | None:
     """The numbers of a small constant integer tensor, flattened, or None."""
     tensor = constant(value)

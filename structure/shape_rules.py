@@ -175,7 +175,9 @@ def _slice(s: Known, node: ir.Node) -> Result:
         elif start == 0 and end is not None and end >= 2**31 - 1 and step == 1:
             pass
         else:
-            shape[axis % len(shape)] = opaque("slice", size, start if start is not None else node.name, end, step, node.name)
+            # Equal bounds of equal sizes make equal sizes; computed bounds are known only as this node's.
+            whose = "" if start is not None and end is not None else node.outputs[0].name
+            shape[axis % len(shape)] = opaque("slice", size, start, end, step, whose)
     if content is not None and len(shape) == 1 and starts[0] is not None and ends[0] is not None:
         return [tuple(shape)], content[starts[0] : ends[0] : steps[0]]
     return [tuple(shape)], None
@@ -189,7 +191,7 @@ def _split(s: Known, node: ir.Node) -> Result:
     result: list[Shape | None] = []
     at = 0
     for i, value in enumerate(node.outputs):
-        piece = dim(sizes[i]) if sizes is not None else opaque("split", node.name, i)
+        piece = dim(sizes[i]) if sizes is not None else opaque("split", node.outputs[i].name)
         result.append(shape[:axis] + (piece,) + shape[axis + 1 :])
         if content is not None and sizes is not None and i and len(shape) == 1:
             s.note(value, content[at : at + sizes[i]])
@@ -214,7 +216,7 @@ def _expand(s: Known, node: ir.Node) -> Result:
         length = s.need(node.inputs[1])[0].value
         if length is None:
             return [None], None
-        target = tuple(opaque("expand", node.name, node.outputs[0].name, i) for i in range(length))
+        target = tuple(opaque("expand", node.outputs[0].name, i) for i in range(length))
     return [broadcast([given, target])], None
 
 
@@ -307,7 +309,7 @@ def _same_rank(s: Known, node: ir.Node) -> Result:
 def _range(s: Known, node: ir.Node) -> Result:
     start, limit, delta = (s.content(v) for v in node.inputs[:3])
     if start is None or limit is None or delta is None:
-        return [(opaque("range", node.name),)], None
+        return [(opaque("range", node.outputs[0].name),)], None
     if start[0].value == 0 and delta[0].value == 1:
         size = limit[0]
         known = size.value

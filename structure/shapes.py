@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from inarch.structure.constants import constant, constant_ints
+from inarch.structure.constants import constant, constant_ints, whole_numbers
 from inarch.structure.dims import Dim, Shape, dim, opaque
 from inarch.structure.shape_rules import DOMAINS, SHAPE_RULES, UNARY
 
@@ -28,6 +28,7 @@ class Shapes:
         self._content: dict[ir.Value, tuple[Dim, ...]] = {}
         for value in (*graph.inputs, *graph.initializers.values()):
             self._shape[value] = self._declared(value)
+        self._named = {symbol for value in graph.inputs for size in self._shape[value] or () for symbol in size.syms}
         for node in graph:
             self._visit(node)
 
@@ -85,18 +86,26 @@ class Shapes:
             outputs = [first] + [None] * (len(node.outputs) - 1)
             if node.op_type in ("Cast", "Identity", "Abs", "Floor", "Ceil", "CastLike"):
                 content = self.content(node.inputs[0])
+            if content is None and node.op_type in ("Cast", "CastLike"):
+                whole = whole_numbers(node.inputs[0])
+                content = tuple(dim(n) for n in whole) if whole is not None else None
         for i, value in enumerate(node.outputs):
             mine = outputs[i] if i < len(outputs) else None
             self._shape[value] = self._merge(mine, self._declared(value))
         if content is not None and len(content) <= 64:
             self._content[node.outputs[0]] = content
 
-    @staticmethod
-    def _merge(mine: Shape | None, declared: Shape | None) -> Shape | None:
-        """Prefer what was computed; take a recorded integer where the computed size is an unknown."""
+    def _merge(self, mine: Shape | None, declared: Shape | None) -> Shape | None:
+        """Prefer what was computed; take a recorded integer, or size of an input, where the computed size is an unknown."""
         if mine is None or declared is None or len(mine) != len(declared):
             return mine if mine is not None else declared
-        return tuple(d if m.value is None and d.value is not None else m for m, d in zip(mine, declared, strict=True))
+        return tuple(
+            d if m.value is None and (d.value is not None or self._better(d, m)) else m for m, d in zip(mine, declared, strict=True)
+        )
+
+    def _better(self, declared: Dim, mine: Dim) -> bool:
+        """Whether a recorded size is one of the graph's inputs and the computed one is made of something else."""
+        return self._named.issuperset(declared.syms) and not self._named.issuperset(mine.syms)
 
     def note(self, value: ir.Value, content: tuple[Dim, ...]) -> None:
         """Remember the content of a value."""

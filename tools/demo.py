@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from inarch.structure.errors import InarchError
-from inarch.tools import bench, compile, plan, render
+from inarch.tools import bench, plan, render
+from inarch.tools.demo_result import DemoResult, Saving, tower_of
 from inarch.tools.options import Debug, Json, Seed
 
 if TYPE_CHECKING:
-    from inarch.compiler.compile import CompileResult
     from inarch.runtime.session import Array, ModelLike
     from inarch.runtime.verify import Verification
     from inarch.structure.discover import Discovery
     from inarch.structure.plan import Plan
-    from inarch.structure.planners import PlanResult
-    from inarch.structure.sites import Site, SiteTable
+    from inarch.structure.sites import SiteTable
     from inarch.tools.demo_inputs import Answers
 
 FAILED = 1
@@ -35,66 +33,6 @@ GENTLER = (0.95, 0.85)
 
 TIMED_SENTENCES, TIMED_PICTURES = 8, 1
 """What one timed run gets: a batch of everything would take minutes to time."""
-
-
-@dataclass(frozen=True)
-class Saving:
-    """What a plan saves in one way.
-
-    Attributes:
-        units: units that are not stored for their site.
-        parameters: weights and biases that they would have been.
-    """
-
-    units: int = 0
-    parameters: int = 0
-
-
-@dataclass(frozen=True)
-class DemoResult:
-    """What the demo found.
-
-    Attributes:
-        made: the plan.
-        plan_file: where it is.
-        savings: ``cross-modal``, ``layer-wise`` and ``pruned`` -> what the plan saves that way.
-        compiled: what was stored.
-        verification: of the compiled model.
-        damage: kept fraction -> the model's answers under a plan of that rate, computed by its reference.
-        answers: the compiled model's answers.
-        measured: both models' sizes, memory and latency.
-        seconds: how long the demo took.
-    """
-
-    made: PlanResult
-    plan_file: Path
-    savings: Mapping[str, Saving]
-    compiled: CompileResult
-    verification: Verification
-    damage: Mapping[float, Answers]
-    answers: Answers
-    measured: bench.Comparison
-    seconds: float
-
-    @property
-    def ok(self) -> bool:
-        """Whether the compiled model is equivalent to its reference and every shared tensor is stored once."""
-        return self.verification.ok
-
-    def to_json(self) -> dict[str, object]:
-        """Everything as plain JSON types."""
-        return {
-            "format": "inarch.demo/1",
-            "ok": self.ok,
-            "plan": plan.made_data(self.made, self.plan_file),
-            "savings": {way: asdict(saving) for way, saving in self.savings.items()},
-            "compile": compile.as_data(self.compiled),
-            "verify": self.verification.to_json(),
-            "damage": {f"{keep:g}": asdict(answers) for keep, answers in self.damage.items()},
-            "answers": asdict(self.answers),
-            "bench": bench.as_data(self.measured),
-            "seconds": self.seconds,
-        }
 
 
 def run(
@@ -245,11 +183,6 @@ def count_savings(decided: Plan, table: SiteTable) -> dict[str, Saving]:
                 same = tower_of(site) == tower_of(table.sites[int(root)])
                 add("layer-wise" if same else "cross-modal", int(units), vectors)
     return totals
-
-
-def tower_of(site: Site) -> str:
-    """The tower that a site of the joined model belongs to: the prefix of its parameters' names."""
-    return next(iter(site.members.values())).param.partition(".")[0]
 
 
 def verify_all(

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from inarch.runtime.verify import Verification
     from inarch.structure.planners import PlanResult
     from inarch.structure.sites import SiteTable
-    from inarch.tools.demo import DemoResult, Saving
     from inarch.tools.demo_inputs import Answers
+    from inarch.tools.demo_result import DemoResult, Saving
 
 WAYS = {
     "cross-modal": "shared between text and vision",
@@ -42,7 +42,7 @@ class Story:
 
     def towers(self, path: Path, table: SiteTable) -> None:
         """What was joined, and what of it can be shared and pruned."""
-        from inarch.tools.demo import tower_of
+        from inarch.tools.demo_result import tower_of
 
         if self.quiet:
             return

@@ -431,7 +431,7 @@ def share_randomly(draft: Draft, rng: np.random.Generator) -> None:
 COSTS = [LOOSE, limits(4, 4, 3), limits(16, 8, 4), limits(8, 1, 2), limits(1, 1, 1), DEFAULT_COST]
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**32 - 1), cost=st.sampled_from(COSTS))
 def test_any_plan_is_lowered_to_what_it_asks(seed: int, cost: CostTable) -> None:
     rng = np.random.default_rng(seed)

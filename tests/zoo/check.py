@@ -54,6 +54,17 @@ def inputs_of(zoo: ZooModel, seed: int) -> list[Inputs]:
     return [zoo.inputs(rng, case) for case in range(zoo.cases)]
 
 
+def float_numbers(model: ir.Model) -> int:
+    """Numbers in all the float tensors that a model holds, as initializers or Constant nodes, subgraphs included."""
+    count = 0
+    for graph in (model.graph, *model.graph.subgraphs()):
+        tensors = [value.const_value for value in graph.initializers.values()]
+        constants = [node.attributes.get("value") for node in graph if node.op_type == "Constant"]
+        tensors += [constant.as_tensor() for constant in constants if constant is not None]
+        count += sum(tensor.size for tensor in tensors if tensor is not None and tensor.dtype == ir.DataType.FLOAT)
+    return count
+
+
 def mismatches(reference: Mapping[str, list[Outputs]], compiled: Mapping[str, list[Outputs]]) -> Iterator[str]:
     """One sentence for every output that is not what the reference says."""
     for level, cases in reference.items():
