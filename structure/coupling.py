@@ -261,6 +261,17 @@ class Coupling:
         return True
 
 
+def same_axes(c: Coupling, a: ir.Value, b: ir.Value) -> None:
+    """Unite two values of one rank axis by axis."""
+    rank = c.rank(a)
+    if rank is None or c.rank(b) != rank:
+        c.freeze_value(a, f"the rank of {b.name} is unknown")
+        c.freeze_value(b, f"the rank of {a.name} is unknown")
+        return
+    for i in range(rank):
+        c.join(a, i, b, i)
+
+
 _PRODUCTS = frozenset({"MatMul", "FusedMatMul", "Gemm"})
 
 

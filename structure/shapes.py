@@ -100,7 +100,8 @@ class Shapes:
         if mine is None or declared is None or len(mine) != len(declared):
             return mine if mine is not None else declared
         return tuple(
-            d if m.value is None and (d.value is not None or self._better(d, m)) else m for m, d in zip(mine, declared, strict=True)
+            d if m.value is None and (d.value is not None or self._better(d, m)) else m
+            for m, d in zip(mine, declared, strict=True)
         )
 
     def _better(self, declared: Dim, mine: Dim) -> bool:
