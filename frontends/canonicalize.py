@@ -25,6 +25,7 @@ from inarch.structure.coupling import ENUMERATED, Coupling, Projection
 from inarch.structure.dims import ONE, Shape, dim, product
 from inarch.structure.discover import Discovery, discover
 from inarch.structure.graph_edit import Editor, drop_dead, patch_target, restored_shape
+from inarch.structure.shapes import Shapes
 
 PACKED = "inarch.packed"
 """Metadata of a part's projection: the value that the packed projection wrote."""
@@ -388,10 +389,14 @@ def _picks(coupling: Coupling, node: ir.Node, leaf: int) -> list[tuple[ir.Value,
 
 def _unfuse(graph: ir.Graph, only: Collection[str] | None) -> bool:
     """Packed com.microsoft.Attention -> three projections and a MultiHeadAttention with the packed bias."""
+    packed = [node for node in graph if node.op_type == "Attention" and node.domain == "com.microsoft"]
+    if not packed:
+        return False
+    shapes = Shapes(graph)
     editor = Editor(graph, "inarch.part/")
     changed = False
-    for node in list(graph):
-        if node.op_type != "Attention" or node.domain != "com.microsoft" or not _can_unfuse(node):
+    for node in packed:
+        if not _can_unfuse(shapes, node):
             continue
         name = str(node.outputs[0].name)
         if only is not None and name not in only:
@@ -424,15 +429,17 @@ def _unfuse(graph: ir.Graph, only: Collection[str] | None) -> bool:
     return changed
 
 
-def _can_unfuse(node: ir.Node) -> bool:
+def _can_unfuse(shapes: Shapes, node: ir.Node) -> bool:
     inputs = list(node.inputs) + [None] * 7
     tensor = constant(inputs[1])
     if tensor is None or len(tensor.shape) != 2 or inputs[0] is None or inputs[4] is not None or inputs[6] is not None:
         return False
     if any(v.uses() or v.is_graph_output() for v in node.outputs[1:]) or node.outputs[0].is_graph_output():
         return False
-    mask = inputs[3]
-    if mask is not None and (mask.shape is None or len(mask.shape) != 2):
-        # Other mask forms (lengths, start and end positions, 3-D, 4-D) mean other things in MultiHeadAttention.
-        return False
+    mask, x = inputs[3], shapes.shape(inputs[0])
+    if mask is not None:
+        # [B, T] and lengths [B] mean the same to MultiHeadAttention; start and end positions [2 * B], 3-D and 4-D masks do not.
+        shape = shapes.shape(mask)
+        if shape is None or (len(shape) != 2 and (x is None or shape != x[:1])):
+            return False
     return not int_attr(node, "do_rotary", 0)

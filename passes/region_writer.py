@@ -73,7 +73,8 @@ class RegionWriter:
         self._heads = site.heads
         self._per_head = {name: axis.per_head for name, axis in site.axes.items()}
         blocks = max(sum(len(g.blocks[name]) for g in lowered.groups) for name in lowered.groups[0].blocks)
-        self._split = lowered.shared or blocks > 1
+        # A tie that stays is a weight with several readers too.
+        self._split = lowered.shared or blocks > 1 or site.calls > 1
 
     def write(self, region: Region) -> None:
         """Write one call-site; afterwards nothing reads its old nodes.
@@ -84,6 +85,7 @@ class RegionWriter:
         call = _Call(self, region)
         for node in region.nodes:
             call.visit(node)
+        call.hand_over()
 
     def selection(self, key: Key) -> Selection:
         """What a version holds."""
@@ -178,6 +180,18 @@ class _Call:
             if value is not None and value in self.made:
                 node.replace_input_with(position, next(iter(self.made[value].values())))
 
+    def hand_over(self) -> None:
+        """Values that are read from outside as well (a graph output, a subgraph) are those of the new nodes from now on."""
+        inside = set(self.region.nodes)
+        for old, versions in list(self.made.items()):
+            if not old.is_graph_output() and all(node in inside for node in old.consumers()):
+                continue
+            layout = self.region.layout(old)
+            whole = len(versions) == 1 and layout is not None
+            if not whole or not all(self.w.selection(next(iter(versions))).whole(axis) for axis in layout or ()):
+                raise PassError(f"{old.name} is read from outside its site, and changes", where=self.w._site.name)
+            self.finish(old, next(iter(versions.values())))
+
     # --- projections ---------------------------------------------------------------------------------------------------
 
     def _source(self, node: ir.Node, role: str) -> None:
@@ -192,7 +206,7 @@ class _Call:
                 extra = [bias] if bias is not None else []
                 versions[key] = self.editor.clone(node, [node.inputs[0], weight, *extra], node).outputs[0]
                 continue
-            versions[key] = self._product(node, node.inputs[0], weight, out)
+            versions[key] = self._product(node, node.inputs[0], weight, out, apart=self._is_trio(node) and not versions)
             if bias is not None:
                 versions[key] = self.editor.node(node, "Add", [versions[key], bias], hint=str(out.name)).outputs[0]
 
@@ -211,7 +225,15 @@ class _Call:
             anchor=projection.node,
         )
 
-    def _product(self, anchor: ir.Node, x: ir.Value | None, weight: ir.Value, out: ir.Value) -> ir.Value:
+    def _is_trio(self, node: ir.Node) -> bool:
+        """Whether a source is the first of exactly three products of its input: simplifiers join those into one packed weight."""
+        sources = {role: p.node for role, p in self.region.projections.items() if role not in self.region.sinks}
+        same = [role for role, other in sources.items() if other.inputs[0] is node.inputs[0]]
+        return sources[same[0]] is node and sum(len(self.w.keys(ROLE_AXIS[role])) for role in same) == 3
+
+    def _product(
+        self, anchor: ir.Node, x: ir.Value | None, weight: ir.Value, out: ir.Value, *, apart: bool = False
+    ) -> ir.Value:
         """``x W`` that stays a MatMul whatever stands around it.
 
         ONNX Runtime makes a Gemm of a 2-D MatMul and an Add, and a FusedMatMul of a MatMul beside a Transpose or a scalar
@@ -221,7 +243,7 @@ class _Call:
         shape = self.shapes.shape(out)
         before = x.producer() if x is not None else None
         beside = (before is not None and before.op_type in _FOLDED) or any(n.op_type in _FOLDED for n in out.consumers())
-        if not beside and shape is not None and len(shape) > 2:
+        if not (beside or apart) and shape is not None and len(shape) > 2:
             return self.editor.node(anchor, "MatMul", [x, weight], hint=str(out.name)).outputs[0]
         wide = self._axes_node(anchor, "Unsqueeze", x)
         made = self.editor.node(anchor, "MatMul", [wide, weight], hint=str(out.name)).outputs[0]

@@ -81,7 +81,7 @@ class Stored:
         shape = shape[::-1] if flip else shape
         # Readers of [N, K] and of [K, N] share what is stored alike, so the key says where the hidden axis ends up.
         stored = 1 - member.axis if flip else member.axis
-        key = (self._weights.origins(site, member.role)[relative].tobytes(), stored, tuple(shape), self._dtype(view.param))
+        key = (self._content(site, member, relative), stored, tuple(shape), self._dtype(view.param))
         value = self._made.get(key)
         if value is None:
             name = f"{segment}.{member.role}" if segment is not None else member.param
@@ -123,7 +123,7 @@ class Stored:
         shape = [len(relative) if i == member.axis else n for i, n in enumerate(member.shape)]
         shape = [shape[i] for i in axes]
         lead = max(rank - len(shape), 0)
-        key = (self._weights.origins(site, member.role)[relative].tobytes(), tuple(shape), lead, tuple(axes), self._dtype(param))
+        key = (self._content(site, member, relative), tuple(shape), lead, tuple(axes), self._dtype(param))
         if key not in self._made:
             read = self._reader(site, member.role, relative, axes=axes, lead=lead)
             self._made[key] = self._lazy(editor, member.param, read, [1] * lead + shape, param)
@@ -153,6 +153,11 @@ class Stored:
 
             self._made[key] = editor.initializer(f"{bias.name}.row", ir.LazyTensor(read, dtype, ir.Shape(shape), cache=False))
         return self._made[key]
+
+    def _content(self, site: str, member: Member, relative: Indices) -> object:
+        """What a cut holds, by origin; zeros alone are nobody else's."""
+        origins = self._weights.origins(site, member.role)[relative]
+        return (site, member.role, len(origins)) if (origins < 0).all() else origins.tobytes()
 
     def _untouched(self, site: str, member: Member) -> bool:
         """Whether the plan leaves every value of a member as it was."""

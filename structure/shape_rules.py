@@ -349,6 +349,13 @@ def _packed_attention(s: Known, node: ir.Node) -> Result:
     return [x[:-1] + (out,) if out is not None else None], None
 
 
+def _embed_layer_norm(s: Known, node: ir.Node) -> Result:
+    """com.microsoft EmbedLayerNormalization: ids [B, S] and a table [V, C] make [B, S, C], lengths of the mask [B], and the sum."""
+    ids, table = s.need(node.inputs[0]), s.need(node.inputs[2])
+    embedded = (*ids, table[-1])
+    return [embedded, ids[:1], embedded], None
+
+
 _REDUCE = "Max Min Mean Sum Prod L1 L2 LogSum LogSumExp SumSquare".split()
 
 SHAPE_RULES: dict[str, Rule] = {
@@ -390,4 +397,5 @@ SHAPE_RULES: dict[str, Rule] = {
     "Einsum": _einsum,
     "Attention": lambda s, n: _packed_attention(s, n) if n.domain == "com.microsoft" else _attention(s, n),
     "MultiHeadAttention": _attention,
+    "EmbedLayerNormalization": _embed_layer_norm,
 }

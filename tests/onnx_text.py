@@ -20,7 +20,9 @@ _DOTTED = re.compile(r"(?<![\w.\"/])[A-Za-z_][\w]*(?:\.[\w]+)+(?![\w\"])")
 _DOMAINS = ("com.microsoft", "ai.onnx")
 
 
-def model_of(body: str, *, inputs: str, outputs: str, weights: str = "", opset: int = 18, seed: int = 0, microsoft: bool = False) -> ir.Model:
+def model_of(
+    body: str, *, inputs: str, outputs: str, weights: str = "", opset: int = 18, seed: int = 0, microsoft: bool = False
+) -> ir.Model:
     """A model from text.
 
     Args:
@@ -86,7 +88,9 @@ def attention(site: str, x: str, y: str, heads: int, per_head: int, *, scale: st
         {site}.n1 = Cast <to = 1> ({site}.n0)
         {site}.n2 = Sqrt ({site}.n1)
         {site}.s1 = Div ({site}.s0, {site}.n2)"""
-    return "".join(parts) + f"""
+    return (
+        "".join(parts)
+        + f"""
         {site}.s0 = MatMul ({site}.q3, {site}.k3)
         {scaled}
         {site}.p = Softmax <axis = -1> ({site}.s1)
@@ -96,6 +100,7 @@ def attention(site: str, x: str, y: str, heads: int, per_head: int, *, scale: st
         {site}.o0 = MatMul ({site}.c2, {site}.o.weight)
         {site}.o1 = Add ({site}.o0, {site}.o.bias)
         {y} = Add ({x}, {site}.o1)"""
+    )
 
 
 def attention_weights(site: str, width: int, heads: int, per_head: int, *, scale: str = "constant") -> str:
@@ -159,5 +164,9 @@ def _operand(value: ir.Value | None) -> str:
 
 def _shaped(value: ir.Value) -> str:
     shape = value.shape
-    sizes = "?" if shape is None else ",".join(str(getattr(d, "value", d) or "?") if not isinstance(d, int) else str(d) for d in shape)
+    sizes = (
+        "?"
+        if shape is None
+        else ",".join(str(getattr(d, "value", d) or "?") if not isinstance(d, int) else str(d) for d in shape)
+    )
     return f"{value.name}[{sizes}]"

@@ -172,7 +172,8 @@ def test_what_is_no_site_is_carried_through(form: str) -> None:
     assert not differences(zoo, discovery.table)
     for pair in pairs_of(form, 0):
         if zoo.runnable:
-            assert not failure(zoo, discovery, pair)
+            wrong = failure(zoo, discovery, pair)
+            assert not wrong, f"{pair.plan.provenance['style']}, prefer {pair.prefer}: {wrong}\n{dump_plan(pair.plan)}"
         else:
             compiled = compile_model(zoo.model, pair.plan, None, cost=SMALL_COST, prefer=pair.prefer).model
             kinds = Counter(node.op_type for node in compiled.graph)

@@ -278,7 +278,7 @@ CASES: dict[str, Case] = {
             )
             for a in ("eager", "sdpa")
         ),
-        *(_text("llama", llama, a, (msa(2, 2, 8), ffn(2))) for a in ("eager", "sdpa")),
+        *(_text("llama", llama, a, (msa(2, 2, 8), ffn(2)), shapes=((2, 7), (3, 5), (1, 6), (1, 4))) for a in ("eager", "sdpa")),
         Case("swin-eager", lambda: swin("eager"), pixels(32), IMAGE, (msa(2, 2, 8), ffn(2, 32), msa(2, 4, 8), ffn(2, 64)), ((2, 0), (3, 0))),
         Case(
             "detr",

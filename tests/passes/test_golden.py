@@ -85,7 +85,9 @@ def gemms() -> ir.Model:
         {site}.2 = Gemm <transB = 1> ({site}.1, {site}.down.weight, {site}.down.bias)
         {y} = Add ({x}, {site}.2)
         """
-        weights.append(f"float[8,4] {site}.up.weight, float[8] {site}.up.bias, float[4,8] {site}.down.weight, float[4] {site}.down.bias")
+        weights.append(
+            f"float[8,4] {site}.up.weight, float[8] {site}.up.bias, float[4,8] {site}.down.weight, float[4] {site}.down.bias"
+        )
     return model_of(body, inputs="float[N,4] x", outputs="float[N,4] y", weights=", ".join(weights))
 
 
@@ -138,7 +140,11 @@ def test_golden(name: str) -> None:
     shape = [{"B": 2, "S": 3, "N": 5}.get(str(getattr(d, "value", d)), d) for d in case.model.graph.inputs[0].shape or ()]
     inputs = [{"x": rng.standard_normal([int(str(n)) for n in shape]).astype(np.float32)}]
     assert not list(mismatches(run_all(reference, inputs), run_all(compiled.model, inputs)))
-    stored = sum(v.const_value.size for v in compiled.model.graph.initializers.values() if v.const_value is not None and v.dtype == ir.DataType.FLOAT)
+    stored = sum(
+        v.const_value.size
+        for v in compiled.model.graph.initializers.values()
+        if v.const_value is not None and v.dtype == ir.DataType.FLOAT
+    )
     assert stored <= compiled.lowered.stored
     assert text == path.read_text(), f"see {path.name}; INARCH_UPDATE_GOLDEN=1 takes it over"
 

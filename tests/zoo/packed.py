@@ -199,7 +199,10 @@ def rotary_tables(b: Blocks, x: ir.Value, dim: int, *, doubled: bool) -> tuple[i
 def rotate_half(b: Blocks, x: ir.Value, tables: tuple[ir.Value, ir.Value], dim: int) -> ir.Value:
     """x cos + rotate_half(x) sin on [B,H,S,d]; the pair of unit j is (j, j + d/2)."""
     g = b.g
-    first, second = g.slice(x, 0, dim // 2, 3), g.slice(x, dim // 2, int(np.iinfo(np.int64).max), 3)
+    if g.rng.random() < 0.4:
+        first, second = g.split(x, [dim // 2, dim // 2], 3)
+    else:
+        first, second = g.slice(x, 0, dim // 2, 3), g.slice(x, dim // 2, int(np.iinfo(np.int64).max), 3)
     turned = g.op("Concat", g.op("Neg", second), first, axis=-1)
     return g.op("Add", g.op("Mul", x, tables[0]), g.op("Mul", turned, tables[1]))
 
