@@ -26,6 +26,9 @@ from inarch.structure.plan import Plan, plan_hash
 from inarch.structure.resolve import resolve
 from inarch.structure.sites import Site, SiteTable
 
+SHARED = "inarch.shared"
+"""Metadata: a JSON list of the initializers that several sites read."""
+
 MINIMUM_ORT = "1.21"
 """From this version on ONNX Runtime packs a shared weight once a session; older ones compute the same and need more memory."""
 
@@ -94,7 +97,7 @@ def compile_model(
     working, bound = _working_copy(original, found, lowered)
     stored = Stored(values)
     run_pipeline(working, passes_for(Workpiece(lowered, stored, bound)), progress)
-    metadata = _metadata(plan, chosen, prefer, lowered, stored)
+    metadata = _metadata(plan, chosen, prefer, lowered, _shared(working, stored))
     working.metadata_props.update(metadata)
     written: WrittenModel | None = None
     if out is not None:
@@ -102,13 +105,22 @@ def compile_model(
     return CompileResult(working, lowered, table, metadata, written)
 
 
-def _metadata(plan: Plan, cost: CostTable, prefer: str | None, lowered: LoweredPlan, stored: Stored) -> dict[str, str]:
-    shared = sorted(str(value.name) for value in stored.shared.values())
+def _shared(model: ir.Model, stored: Stored) -> list[str]:
+    """Names of the shared initializers: those made now, and those that an earlier compilation made and that are still there."""
+    now = {str(value.name) for value in stored.shared.values()}
+    try:
+        before = set(json.loads(model.metadata_props.get(SHARED, "[]")))
+    except (json.JSONDecodeError, TypeError):
+        before = set()
+    return sorted(name for name in now | before if name in model.graph.initializers)
+
+
+def _metadata(plan: Plan, cost: CostTable, prefer: str | None, lowered: LoweredPlan, shared: list[str]) -> dict[str, str]:
     return {
         "inarch.plan": plan_hash(plan),
         "inarch.cost": cost_hash(cost) + (f":{prefer}" if prefer else ""),
         "inarch.onnxruntime": f">={MINIMUM_ORT}",
-        "inarch.shared": json.dumps(shared),
+        SHARED: json.dumps(shared),
         "inarch.planned": str(lowered.planned),
         "inarch.stored": str(lowered.stored),
     }

@@ -266,9 +266,14 @@ def _read_elsewhere(value: ir.Value, claimed: set[Slot]) -> bool:
     return False
 
 
+_CUTS = frozenset("Slice Split SplitToSequence SequenceAt Gather Reshape Squeeze Unsqueeze".split())
+"""Operators whose other inputs say where, and not what."""
+
+
 def _is_view(node: ir.Node) -> bool:
     """Whether a node computes from constants alone, as the Transpose, Split or Gather between a parameter and its reader does.
 
+    Where it cuts may come from elsewhere: exporters compute the bounds of a packed weight from the width of an activation.
     O(#ancestors); nodes with subgraphs are no views.
     """
     if any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values()):
@@ -276,7 +281,8 @@ def _is_view(node: ir.Node) -> bool:
     pending = [node]
     seen = {node}
     while pending:
-        for value in pending.pop().inputs:
+        step = pending.pop()
+        for value in step.inputs[:1] if step.op_type in _CUTS else step.inputs:
             if value is None or value.is_initializer():
                 continue
             producer = value.producer()

@@ -206,7 +206,16 @@ class _Layout:
         properties.pop(DATA_FILE, None)
         if data_name is not None:
             properties[DATA_FILE] = data_name
-        proto = ir.serde.serialize_model(self._model)
+        try:
+            proto = ir.serde.serialize_model(self._model)
+        except ir.serde.SerdeError as error:
+            # A small lazy tensor that refused, wrapped once for every level of the model.
+            cause: BaseException | None = error
+            while isinstance(cause, ir.serde.SerdeError):
+                cause = cause.__cause__
+            if isinstance(cause, InarchError):
+                raise cause from None
+            raise
         if proto.ByteSize() > _PROTOBUF_LIMIT:
             raise ModelError("what is left for the .onnx file is over 2 GB", where=str(target))
         content: bytes = proto.SerializeToString(deterministic=True)

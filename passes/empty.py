@@ -29,36 +29,44 @@ def write_empty(editor: Editor, region: Region) -> bool:
     """
     shapes = region.coupling.shapes
     inside = {v for node in region.nodes for v in node.outputs}
-    known: Known = {}
     outer = [p.x for role, p in region.projections.items() if role not in region.sinks]
     outer += [v for node in region.nodes for v in node.inputs if v is not None and v not in inside]
     outer.extend(editor.graph.inputs)
-    for value in outer:
-        if value in inside or constant(value) is not None:
-            continue
-        for axis, size in enumerate(shapes.shape(value) or ()):
-            if size.syms:
-                known.setdefault(size, (value, axis))
+    outside = [v for v in dict.fromkeys(outer) if v not in inside and constant(v) is None]
+    order = region.coupling.order
+
+    def known_at(anchor: ir.Node) -> Known:
+        """What is there before a node of the region."""
+        known: Known = {}
+        for value in outside:
+            maker = value.producer()
+            if maker is None or order.get(maker, len(order)) < order[anchor]:
+                for axis, size in enumerate(shapes.shape(value) or ()):
+                    if size.syms:
+                        known.setdefault(size, (value, axis))
+        return known
+
     results = [region.projections[role].node for role in sorted(region.sinks)]
     readers = [node for node in region.nodes if node.op_type == "Shape"]
-    wanted: list[Shape | None] = [shapes.shape(node.outputs[0]) for node in results]
-    wanted += [shapes.content(node.outputs[0]) for node in readers]
-    if any(shape is None or not all(_resolvable(size, known) for size in shape) for shape in wanted):
-        return False
+    wanted: dict[ir.Node, tuple[Shape, Known]] = {}
+    for node in (*results, *readers):
+        made = shapes.shape(node.outputs[0]) if node in results else shapes.content(node.outputs[0])
+        known = known_at(node)
+        if made is None or not all(_resolvable(size, known) for size in made):
+            return False
+        wanted[node] = made, known
     _keep_types(editor, region, inside)
-    for node, shape in zip(readers, wanted[len(results) :], strict=True):
-        assert shape is not None
-        ir.convenience.replace_all_uses_with(node.outputs[0], _sizes(editor, node, shape, known))
-    for node, shape in zip(results, wanted, strict=False):
-        assert shape is not None
-        target = _sizes(editor, node, shape, known)
+    for node in readers:
+        ir.convenience.replace_all_uses_with(node.outputs[0], _sizes(editor, node, *wanted[node]))
+    for node in results:
+        target = _sizes(editor, node, *wanted[node])
         weight = constant(region.projections[next(iter(region.projections))].view.param)
         cast = region.projections[next(iter(region.projections))].view.cast
         assert weight is not None
         zero = as_tensor(np.zeros(1, (cast or weight.dtype).numpy()), cast or weight.dtype)
-        made = editor.node(node, "ConstantOfShape", [target], hint=str(node.outputs[0].name))
-        made.attributes["value"] = ir.AttrTensor("value", zero)
-        total = made.outputs[0]
+        zeros = editor.node(node, "ConstantOfShape", [target], hint=str(node.outputs[0].name))
+        zeros.attributes["value"] = ir.AttrTensor("value", zero)
+        total = zeros.outputs[0]
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             total = editor.node(node, "Add", [total, node.inputs[2]], hint=str(node.outputs[0].name)).outputs[0]
         _take_place(editor, node.outputs[0], total)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -46,7 +46,8 @@ class RefreshShapes(ir.passes.InPlacePass):
             proto = ir.serde.serialize_model(model)
         inferred = _infer(proto)
         if inferred is not None:
-            _merge(model.graph, inferred.graph)
+            declared = {str(size) for value in (*model.graph.inputs, *model.graph.outputs) for size in value.shape or ()}
+            _merge(model.graph, inferred.graph, declared)
         changed = any(value.shape != shape or value.type != kind for value, shape, kind in before)
         return ir.passes.PassResult(model, modified=changed)
 
@@ -61,8 +62,12 @@ def _infer(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     return None
 
 
-def _merge(graph: ir.Graph, proto: onnx.GraphProto) -> None:
-    """Take over inferred shapes, and types where there is none, into ``graph`` and its subgraphs."""
+def _merge(graph: ir.Graph, proto: onnx.GraphProto, declared: Collection[str]) -> None:
+    """Take over inferred shapes, and types where there is none, into ``graph`` and its subgraphs.
+
+    Of symbolic sizes only those named in ``declared`` are taken over. The inference gives one invented name to sizes that
+    differ (the elements of a sequence), and ONNX Runtime lays values of equal names into one buffer.
+    """
     infos = {info.name: info for info in proto.value_info}
     for node, node_proto in zip(graph, proto.node, strict=True):
         for value in node.outputs:
@@ -73,13 +78,14 @@ def _merge(graph: ir.Graph, proto: onnx.GraphProto) -> None:
             if value.type is None:
                 value.type = kind
             if type(value.type) is type(kind):
-                value.shape = ir.serde.deserialize_type_proto_for_shape(info.type)
+                shape = ir.serde.deserialize_type_proto_for_shape(info.type)
+                value.shape = ir.Shape(n if isinstance(n, int) or str(n) in declared else None for n in shape) if shape else shape
         for attribute in node_proto.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
-                _merge(node.attributes[attribute.name].as_graph(), attribute.g)
+                _merge(node.attributes[attribute.name].as_graph(), attribute.g, declared)
             elif attribute.type == onnx.AttributeProto.GRAPHS:
                 for inner, inner_proto in zip(node.attributes[attribute.name].as_graphs(), attribute.graphs, strict=True):
-                    _merge(inner, inner_proto)
+                    _merge(inner, inner_proto, declared)
 
 
 @contextmanager
@@ -111,4 +117,5 @@ def _without_data(model: ir.Model, limit: int) -> Iterator[None]:
 
 
 def _is_heavy(tensor: ir.TensorProtocol, limit: int) -> bool:
-    return tensor.dtype != ir.DataType.STRING and tensor.nbytes > limit
+    # A lazy tensor is a weight that is computed when it is written: no shape, and it may refuse to be read.
+    return tensor.dtype != ir.DataType.STRING and (tensor.nbytes > limit or isinstance(tensor, ir.LazyTensor))

@@ -54,6 +54,8 @@ ROLE_AXIS = {
 _FOLDED = frozenset({"Transpose", "Mul", "Div", "Identity", "Cast", "Dropout"})
 """Beside one of these ONNX Runtime may turn a MatMul into a FusedMatMul, and would then pack a shared weight twice."""
 
+_RESHAPING = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
+
 
 class RegionWriter:
     """Writes the regions of one site.
@@ -227,13 +229,12 @@ class _Call:
 
     def _is_trio(self, node: ir.Node) -> bool:
         """Whether a source is the first of exactly three products of its input: simplifiers join those into one packed weight."""
+        own = _unshaped(node.inputs[0])
         sources = {role: p.node for role, p in self.region.projections.items() if role not in self.region.sinks}
-        same = [role for role, other in sources.items() if other.inputs[0] is node.inputs[0]]
+        same = [role for role, other in sources.items() if _unshaped(other.inputs[0]) is own]
         return sources[same[0]] is node and sum(len(self.w.keys(ROLE_AXIS[role])) for role in same) == 3
 
-    def _product(
-        self, anchor: ir.Node, x: ir.Value | None, weight: ir.Value, out: ir.Value, *, apart: bool = False
-    ) -> ir.Value:
+    def _product(self, anchor: ir.Node, x: ir.Value | None, weight: ir.Value, out: ir.Value, *, apart: bool = False) -> ir.Value:
         """``x W`` that stays a MatMul whatever stands around it.
 
         ONNX Runtime makes a Gemm of a 2-D MatMul and an Add, and a FusedMatMul of a MatMul beside a Transpose or a scalar
@@ -245,15 +246,17 @@ class _Call:
         beside = (before is not None and before.op_type in _FOLDED) or any(n.op_type in _FOLDED for n in out.consumers())
         if not (beside or apart) and shape is not None and len(shape) > 2:
             return self.editor.node(anchor, "MatMul", [x, weight], hint=str(out.name)).outputs[0]
-        wide = self._axes_node(anchor, "Unsqueeze", x)
+        # Other axes than its neighbours', whose Unsqueeze may become one with theirs.
+        axes = [0, 1] if apart else [0]
+        wide = self._axes_node(anchor, "Unsqueeze", x, axes)
         made = self.editor.node(anchor, "MatMul", [wide, weight], hint=str(out.name)).outputs[0]
-        return self._axes_node(anchor, "Squeeze", made)
+        return self._axes_node(anchor, "Squeeze", made, axes)
 
-    def _axes_node(self, anchor: ir.Node, op: str, value: ir.Value | None) -> ir.Value:
+    def _axes_node(self, anchor: ir.Node, op: str, value: ir.Value | None, axes: Sequence[int]) -> ir.Value:
         hint = str(value.name) if value is not None else op
         if self.editor.graph.opset_imports.get("", 13) < 13:
-            return self.editor.node(anchor, op, [value], {"axes": [0]}, hint=hint).outputs[0]
-        return self.editor.node(anchor, op, [value, self.editor.ints([0], "axes")], hint=hint).outputs[0]
+            return self.editor.node(anchor, op, [value], {"axes": list(axes)}, hint=hint).outputs[0]
+        return self.editor.node(anchor, op, [value, self.editor.ints(axes, "axes")], hint=hint).outputs[0]
 
     def _sink(self, node: ir.Node, role: str) -> None:
         out, axis = node.outputs[0], ROLE_AXIS[role]
@@ -576,3 +579,9 @@ class _Call:
         old, new = self._sizes(value, self.w.selection(key))
         restored = restored_shape(self.editor, node, node, version, old, new)
         ir.convenience.replace_all_uses_with(node.outputs[0], restored)
+
+
+def _unshaped(value: ir.Value | None) -> ir.Value | None:
+    """What a value is a mere other shape of: each of q, k and v may flatten their common input for itself."""
+    node = value.producer() if value is not None else None
+    return _unshaped(node.inputs[0]) if node is not None and node.op_type in _RESHAPING else value

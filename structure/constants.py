@@ -34,7 +34,7 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 
 def whole_numbers(value: ir.Value | None) -> list[int] | None:
-    """The numbers of a small constant floating-point tensor that are all whole, flattened, or None: sizes on their way to a Cast."""
+    """The numbers of a small constant floating-point tensor that are all whole (sizes on their way to a Cast), or None."""
     tensor = constant(value)
     if tensor is None or not tensor.dtype.is_floating_point() or tensor.size > 8:
         return None

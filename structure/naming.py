@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -12,6 +13,12 @@ from inarch.structure.sites import Member, Site
 
 _SUFFIX = {"ffn": "ffn", "msa": "attn"}
 _SPEAKING = ("attn", "attention", "mlp", "ffn", "feed_forward", "mixer")
+_SEGMENT = re.compile(r"segment[0-9]+\.")
+"""Shared weights of a compiled model belong to no module."""
+
+_COMPILED = re.compile(r"^inarch/|(?<=weight)\.[0-9]+$|(?<=bias)\.[0-9]+$")
+"""What compiling adds to a parameter's name."""
+
 _LEAVES = ("weight", "bias", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
@@ -48,8 +55,8 @@ def name_sites(sites: Sequence[Site], regions: Sequence[Region]) -> list[str]:
 def _path(projection: Projection, bias: Member | None) -> list[str] | None:
     """Module path of a projection: from its parameter's name, its bias's, the exporter's scopes, or the node's name."""
     for param in (str(projection.view.param.name), bias.param if bias is not None else ""):
-        if "." in param and "::" not in param:
-            parts = param.split(".")
+        parts = _COMPILED.sub("", param).split(".")
+        if len(parts) > 1 and "::" not in param and not _SEGMENT.match(param):
             return parts[:-1] if parts[-1] in _LEAVES else parts
     scopes = projection.node.metadata_props.get("pkg.torch.onnx.name_scopes")
     if scopes is not None:

@@ -6,9 +6,11 @@ integer value that shapes are computed from.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from inarch.structure.arguments import (
@@ -68,6 +70,10 @@ def _where(test: tuple[Dim, ...] | None, yes: tuple[Dim, ...] | None, no: tuple[
     return tuple(y if t.coef else n for t, y, n in rows)
 
 
+_WHOLE: dict[str, Callable[[int, int], int]] = {"Mod": operator.mod, "Max": max, "Min": min}
+"""Operators that are followed where both numbers are known and not negative."""
+
+
 def _arithmetic(op: str, pairs: Sequence[tuple[Dim, Dim]]) -> tuple[Dim, ...] | None:
     if op == "Add":
         return tuple(add(a, b) for a, b in pairs)
@@ -80,6 +86,10 @@ def _arithmetic(op: str, pairs: Sequence[tuple[Dim, Dim]]) -> tuple[Dim, ...] | 
             dim(a.value - b.value) if a.value is not None and b.value is not None else dim(0) if a == b else opaque("sub", a, b)
             for a, b in pairs
         )
+    if op in _WHOLE:
+        whole = [(a.value, b.value) for a, b in pairs]
+        known = [(a, b) for a, b in whole if a is not None and b is not None and a >= 0 and b > 0]
+        return tuple(dim(_WHOLE[op](a, b)) for a, b in known) if len(known) == len(whole) else None
     if op == "Equal":
         equal = [_equal(a, b) for a, b in pairs]
         if None not in equal:
@@ -150,12 +160,36 @@ def _squeeze(s: Known, node: ir.Node) -> Result:
     return [tuple(d for i, d in enumerate(shape) if i not in drop)], s.content(node.inputs[0])
 
 
+def _rolled(s: Known, node: ir.Node, axis: int) -> Dim | None:
+    """The size of an axis that Slices took to pieces, where a Concat puts all of them together again in any order."""
+    source: ir.Value | None = None
+    pieces: dict[int | None, int | None] = {}
+    for value in node.inputs:
+        cut = value.producer() if value is not None else None
+        if cut is None or cut.op_type != "Slice" or (source is not None and cut.inputs[0] is not source):
+            return None
+        source = cut.inputs[0]
+        try:
+            starts, ends, axes, steps = slice_parts(s, cut)
+        except ValueError:
+            return None
+        if len(axes) != 1 or axes[0] % len(s.need(source)) != axis or steps != [1] or starts[0] in pieces:
+            return None
+        pieces[starts[0]] = ends[0]
+    at: int | None = 0
+    while pieces and at is not None:
+        at = pieces.pop(at, None)
+    return s.need(source)[axis] if not pieces and at is not None and at >= 2**31 - 1 else None
+
+
 def _concat(s: Known, node: ir.Node) -> Result:
     shapes = [s.need(v) for v in node.inputs]
     axis = int_attr(node, "axis", 0) % len(shapes[0])
-    total = shapes[0][axis]
-    for other in shapes[1:]:
-        total = add(total, other[axis])
+    total = _rolled(s, node, axis)
+    if total is None:
+        total = shapes[0][axis]
+        for other in shapes[1:]:
+            total = add(total, other[axis])
     contents = [s.content(v) for v in node.inputs]
     joined = None
     if all(c is not None for c in contents) and len(shapes[0]) == 1:
@@ -164,10 +198,19 @@ def _concat(s: Known, node: ir.Node) -> Result:
     return [merged[:axis] + (total,) + merged[axis + 1 :]], joined
 
 
+def _numbers(s: Known, value: ir.Value | None) -> npt.NDArray[np.object_] | None:
+    """The content of a value in its shape."""
+    content = s.content(value)
+    if content is None:
+        return None
+    flat = np.empty(len(content), np.object_)
+    flat[:] = content
+    return flat.reshape([d.coef for d in s.need(value)])
+
+
 def _slice(s: Known, node: ir.Node) -> Result:
     shape = list(s.need(node.inputs[0]))
     starts, ends, axes, steps = slice_parts(s, node)
-    content = s.content(node.inputs[0])
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         size = shape[axis % len(shape)]
         if start is not None and end is not None and size.value is not None:
@@ -178,9 +221,13 @@ def _slice(s: Known, node: ir.Node) -> Result:
             # Equal bounds of equal sizes make equal sizes; computed bounds are known only as this node's.
             whose = "" if start is not None and end is not None else node.outputs[0].name
             shape[axis % len(shape)] = opaque("slice", size, start, end, step, whose)
-    if content is not None and len(shape) == 1 and starts[0] is not None and ends[0] is not None:
-        return [tuple(shape)], content[starts[0] : ends[0] : steps[0]]
-    return [tuple(shape)], None
+    numbers = _numbers(s, node.inputs[0])
+    if numbers is None or None in starts or None in ends:
+        return [tuple(shape)], None
+    cut = [slice(None)] * len(shape)
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        cut[axis % len(shape)] = slice(start, end, step)
+    return [tuple(shape)], tuple(numbers[tuple(cut)].reshape(-1))
 
 
 def _split(s: Known, node: ir.Node) -> Result:
@@ -229,7 +276,9 @@ def _tile(s: Known, node: ir.Node) -> Result:
 
 def _transpose(s: Known, node: ir.Node) -> Result:
     shape = s.need(node.inputs[0])
-    return [tuple(shape[i] for i in permutation(node, len(shape)))], None
+    order = permutation(node, len(shape))
+    numbers = _numbers(s, node.inputs[0])
+    return [tuple(shape[i] for i in order)], None if numbers is None else tuple(numbers.transpose(order).reshape(-1))
 
 
 def _matmul(s: Known, node: ir.Node) -> Result:
@@ -298,11 +347,26 @@ def _resize(s: Known, node: ir.Node) -> Result:
     return [tuple(opaque("resize", node.outputs[0].name, i) for i in range(rank))], None
 
 
+def _pad(s: Known, node: ir.Node) -> Result:
+    shape = list(s.need(node.inputs[0]))
+    listed = node.attributes.get("pads")
+    pads = tuple(dim(int(n)) for n in listed.as_ints()) if listed is not None else s.content(node.inputs[1])
+    axes = s.ints(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] is not None else list(range(len(shape)))
+    if pads is None or axes is None:
+        return [tuple(opaque("size", node.outputs[0].name, i) for i in range(len(shape)))], None
+    for i, axis in enumerate(axes):
+        before, after, size = pads[i], pads[i + len(axes)], shape[axis % len(shape)]
+        parts = (size.value, before.value, after.value)
+        known = sum(n for n in parts if n is not None) if None not in parts else None
+        same = before.value == 0 and after.value == 0
+        shape[axis % len(shape)] = size if same else opaque("pad", size, before, after) if known is None else dim(known)
+    return [tuple(shape)], None
+
+
 def _same_rank(s: Known, node: ir.Node) -> Result:
-    """Pooling, padding and the like: as many axes, of sizes that nothing here depends on."""
+    """Pooling and the like: as many axes, of sizes that nothing here depends on."""
     first = s.need(node.inputs[0])
-    kept = first[:1] if node.op_type != "Pad" else ()
-    kept = first[:2] if "Pool" in node.op_type else kept
+    kept = first[:2] if "Pool" in node.op_type else first[:1]
     return [(*kept, *(opaque("size", node.outputs[0].name, i) for i in range(len(kept), len(first))))], None
 
 
@@ -350,7 +414,7 @@ def _packed_attention(s: Known, node: ir.Node) -> Result:
 
 
 def _embed_layer_norm(s: Known, node: ir.Node) -> Result:
-    """com.microsoft EmbedLayerNormalization: ids [B, S] and a table [V, C] make [B, S, C], lengths of the mask [B], and the sum."""
+    """com.microsoft EmbedLayerNormalization: ids [B, S] and a table [V, C] make [B, S, C], mask lengths [B], and the sum."""
     ids, table = s.need(node.inputs[0]), s.need(node.inputs[2])
     embedded = (*ids, table[-1])
     return [embedded, ids[:1], embedded], None
@@ -387,7 +451,7 @@ SHAPE_RULES: dict[str, Rule] = {
     "Upsample": _same_rank,
     "ConvTranspose": _same_rank,
     "DeformConv": _same_rank,
-    "Pad": _same_rank,
+    "Pad": _pad,
     "MaxPool": _same_rank,
     "AveragePool": _same_rank,
     "GlobalAveragePool": _same_rank,

@@ -17,26 +17,24 @@ import onnx_ir as ir
 from inarch.structure.constants import constant
 
 _DOTTED = re.compile(r"(?<![\w.\"/])[A-Za-z_][\w]*(?:\.[\w]+)+(?![\w\"])")
-_DOMAINS = ("com.microsoft", "ai.onnx")
+_DOMAINS = ("com.microsoft", "own")
 
 
-def model_of(
-    body: str, *, inputs: str, outputs: str, weights: str = "", opset: int = 18, seed: int = 0, microsoft: bool = False
-) -> ir.Model:
+def model_of(body: str, *, inputs: str, outputs: str, weights: str = "", opset: int = 18, seed: int = 0) -> ir.Model:
     """A model from text.
 
     Args:
-        body: the nodes.
+        body: the nodes; operators may be of the domains com.microsoft and ``own``, which nobody knows.
         inputs: e.g. ``float[B,S,8] x``.
         outputs: as inputs.
         weights: declarations of parameters (random) and constants (with numbers).
         opset: version of the default domain.
         seed: of the random parameters.
-        microsoft: whether com.microsoft is imported.
     """
-    extra = ', "com.microsoft" : 1' if microsoft else ""
-    text = f'<ir_version: 10, opset_import: ["" : {opset}{extra}]> g ({inputs}) => ({outputs}) <{weights}> {{ {body} }}'
-    quoted = _DOTTED.sub(lambda m: m[0] if m[0].startswith(_DOMAINS) else f'"{m[0]}"', text)
+    used = [domain for domain in _DOMAINS if re.search(rf"(?<![\w.]){domain}\.", body)]
+    imports = ", ".join([f'"" : {opset}', *(f'"{domain}" : 1' for domain in used)])
+    text = f"<ir_version: 10, opset_import: [{imports}]> g ({inputs}) => ({outputs}) <{weights}> {{ {body} }}"
+    quoted = _DOTTED.sub(lambda m: m[0] if m[0].startswith(tuple(f"{domain}." for domain in _DOMAINS)) else f'"{m[0]}"', text)
     proto = onnx.parser.parse_model(quoted)
     made = {name for node in proto.graph.node for name in node.output} | {t.name for t in proto.graph.initializer}
     rng = np.random.default_rng(seed)
@@ -49,7 +47,8 @@ def model_of(
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(dtype), info.name))
         proto.graph.value_info.remove(info)
-    onnx.checker.check_model(proto) if not microsoft else None
+    if not used:
+        onnx.checker.check_model(proto)
     return ir.from_proto(proto)
 
 
@@ -163,10 +162,5 @@ def _operand(value: ir.Value | None) -> str:
 
 
 def _shaped(value: ir.Value) -> str:
-    shape = value.shape
-    sizes = (
-        "?"
-        if shape is None
-        else ",".join(str(getattr(d, "value", d) or "?") if not isinstance(d, int) else str(d) for d in shape)
-    )
-    return f"{value.name}[{sizes}]"
+    sizes = ["?"] if value.shape is None else [str(d if isinstance(d, int) else d.value or "?") for d in value.shape]
+    return f"{value.name}[{','.join(sizes)}]"

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from inarch.compiler.values import SiteValues, as_vectors
 from inarch.structure.plan import Plan
-from inarch.structure.sites import Site, SiteTable
+from inarch.structure.sites import SiteTable
 
 from tests.zoo.draft import unit_axes
 
@@ -37,36 +37,39 @@ def bases_of(plan: Plan, table: SiteTable) -> dict[Unit, Unit]:
     return bases
 
 
-def is_pruned(plan: Plan, site: Site, axis: str, unit: int) -> bool:
-    """Whether the plan leaves a unit or its head out."""
-    axes = dict(plan.sites[site.name].axes) if site.name in plan.sites else {}
-    head = unit // site.axes[axis].per_head
-    return any(name in axes and number not in axes[name].kept for name, number in ((axis, unit), ("head", head)))
+def pruned_of(plan: Plan, table: SiteTable) -> set[Unit]:
+    """Every unit that the plan leaves out, or whose head it leaves out."""
+    pruned: set[Unit] = set()
+    for name, site_plan in plan.sites.items():
+        site = table[name]
+        kept = {axis: set(axis_plan.kept.tolist()) for axis, axis_plan in site_plan.axes.items()}
+        for axis in unit_axes(site):
+            for unit in range(site.axes[axis].size):
+                head = unit // site.axes[axis].per_head
+                if unit not in kept.get(axis, {unit}) or head not in kept.get("head", {head}):
+                    pruned.add((name, axis, unit))
+    return pruned
 
 
 def wrong_values(values: SiteValues, plan: Plan, table: SiteTable) -> Iterator[str]:
     """Members of which ``values`` says something else than the plan does."""
-    bases = bases_of(plan, table)
+    bases, pruned = bases_of(plan, table), pruned_of(plan, table)
     for site in table.sites:
         for role, member in site.members.items():
-            wanted = as_vectors(values.original(site.name, role), member.axis)[member.positions].copy()
+            wanted = _vectors(values, table, site.name, role)[member.positions].copy()
             for axis in unit_axes(site):
                 if member.has(axis) and (member.is_matrix or member.is_bias):
                     for unit, rows in enumerate(member.relative(axis)):
-                        wanted[rows] = _rows(values, plan, table, bases, site, role, axis, unit)
-            got = values.vectors(site.name, role, np.arange(member.size))
-            if not np.array_equal(got, wanted):
+                        end: Unit = (site.name, axis, unit)
+                        while member.is_matrix and end in bases:
+                            end = bases[end]
+                        root = table[end[0]].members[role]
+                        value = _vectors(values, table, end[0], role)[root.index(axis)[end[2]]]
+                        wanted[rows] = 0 if (site.name, axis, unit) in pruned else value
+            if not np.array_equal(values.vectors(site.name, role, np.arange(member.size)), wanted):
                 yield f"{site.name}: {role}"
 
 
-def _rows(
-    values: SiteValues, plan: Plan, table: SiteTable, bases: dict[Unit, Unit], site: Site, role: str, axis: str, unit: int
-) -> npt.NDArray[np.generic]:
-    """What one unit of a member is worth."""
-    here: Unit = (site.name, axis, unit)
-    if not is_pruned(plan, site, axis, unit):
-        while site.members[role].is_matrix and here in bases:
-            here = bases[here]
-    root = table[here[0]].members[role]
-    rows = as_vectors(values.original(here[0], role), root.axis)[root.index(axis)[here[2]]]
-    return np.zeros_like(rows) if is_pruned(plan, site, axis, unit) else rows
+def _vectors(values: SiteValues, table: SiteTable, site: str, role: str) -> npt.NDArray[np.generic]:
+    """The original weight vectors of the parameter that holds a member, one a row."""
+    return as_vectors(values.original(site, role), table[site].members[role].axis)

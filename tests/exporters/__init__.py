@@ -1,1 +1,1 @@
-"""Models as people really have them: torch modules and transformers' models, written to ONNX by torch's exporters and ORT's fuser."""
+"""Models as people have them: modules of torch and transformers, written to ONNX by torch's exporters and fused by ORT's."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,9 +80,9 @@ class TorchLayers(nn.Module):
 
     def __init__(self, width: int = 32, heads: int = 4, hidden: int = 64, *, norm_first: bool, activation: str) -> None:
         super().__init__()
-        options = {"norm_first": norm_first, "activation": activation, "batch_first": True, "dropout": 0.0}
-        encoder = nn.TransformerEncoderLayer(width, heads, hidden, **options)  # type: ignore[arg-type]
-        decoder = nn.TransformerDecoderLayer(width, heads, hidden, **options)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"norm_first": norm_first, "activation": activation, "batch_first": True, "dropout": 0.0}
+        encoder = nn.TransformerEncoderLayer(width, heads, hidden, **options)
+        decoder = nn.TransformerDecoderLayer(width, heads, hidden, **options)
         self.encoder = nn.TransformerEncoder(encoder, 2, enable_nested_tensor=False)
         self.decoder = nn.TransformerDecoder(decoder, 2)
 
@@ -105,3 +105,42 @@ class MultiheadBlock(nn.Module):
         """x [B, S, C]; mask [B, S], True on padding."""
         y = self.norm(x)
         return x + cast(Tensor, self.attn(y, y, y, key_padding_mask=mask, need_weights=self.weights)[0])
+
+
+class Fusion(nn.Module):
+    """Two streams that attend to each other through one product of scores, as GLIP's fusion layers do."""
+
+    def __init__(self, visual: int = 32, text: int = 24, width: int = 32, heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.size = heads, width // heads
+        self.norm_v, self.norm_l = nn.LayerNorm(visual), nn.LayerNorm(text)
+        self.v_proj, self.l_proj = nn.Linear(visual, width), nn.Linear(text, width)
+        self.values_v_proj, self.values_l_proj = nn.Linear(visual, width), nn.Linear(text, width)
+        self.out_v_proj, self.out_l_proj = nn.Linear(width, visual), nn.Linear(width, text)
+        self.gamma_v, self.gamma_l = nn.Parameter(torch.full((visual,), 0.5)), nn.Parameter(torch.full((text,), 0.5))
+
+    def split(self, x: Tensor) -> Tensor:
+        """[B, N, heads * size] -> [B * heads, N, size]."""
+        b, n, _ = x.shape
+        return x.view(b, n, self.heads, self.size).transpose(1, 2).reshape(b * self.heads, n, self.size)
+
+    def join(self, x: Tensor, batch: int) -> Tensor:
+        """[B * heads, N, size] -> [B, N, heads * size]."""
+        n = x.shape[1]
+        return x.view(batch, self.heads, n, self.size).transpose(1, 2).reshape(batch, n, self.heads * self.size)
+
+    def forward(self, visual: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """visual [B, N, V]; text [B, T, L]; mask [B, T], True on words."""
+        b, n, _ = visual.shape
+        v, w = self.norm_v(visual), self.norm_l(text)
+        scores = torch.bmm(self.split(self.v_proj(v) * self.size**-0.5), self.split(self.l_proj(w)).transpose(1, 2))
+        scores = scores.clamp(-50000, 50000)
+        turned = scores.transpose(1, 2)
+        turned = (turned - turned.max(dim=-1, keepdim=True)[0]).clamp(-50000, 50000)
+        hidden = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -9e15)[:, None, None, :]
+        masked = scores.view(b, self.heads, n, -1) + hidden
+        to_v = torch.bmm(masked.view(b * self.heads, n, -1).softmax(dim=-1), self.split(self.values_l_proj(w)))
+        to_l = torch.bmm(turned.softmax(dim=-1), self.split(self.values_v_proj(v)))
+        visual = v + self.gamma_v * self.out_v_proj(self.join(to_v, b))
+        text = w + self.gamma_l * self.out_l_proj(self.join(to_l, b))
+        return visual, text

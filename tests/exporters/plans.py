@@ -14,13 +14,20 @@ from inarch.structure.units import format_indices
 _SMALL = Limits(multiple=4, rounding=0.25, min_segment=4, max_segments=4)
 
 COST = CostTable(
-    format="inarch.cost/1", description="the shipped proportions, for layers as small as these", balanced=_SMALL, size=_SMALL, latency=_SMALL
+    format="inarch.cost/1",
+    description="the shipped proportions, for layers as small as these",
+    balanced=_SMALL,
+    size=_SMALL,
+    latency=_SMALL,
 )
 
 
 def handwritten(table: SiteTable) -> Plan:
-    """The last head of every attention goes; of alike FFNs the later ones take the first half of the first one's units and drop
-    the last quarter of their own; the second of alike attentions takes the first one's first head."""
+    """Heads and FFN units, as a person writes it.
+
+    The last head of every attention goes; of alike FFNs the later ones take the first half of the first one's units, and all drop
+    the last quarter of their own; the second of alike attentions takes the first one's first head.
+    """
     sites: dict[str, SitePlan] = {}
     for group in _alike(table):
         first = group[0]
@@ -35,8 +42,11 @@ def handwritten(table: SiteTable) -> Plan:
 
 
 def inner(table: SiteTable) -> Plan:
-    """Units inside heads: every head drops its first qk and its last vo unit; the second of alike attentions takes half of the rest
-    of the first one's value units."""
+    """Units inside heads.
+
+    Every head drops its first qk and its last vo unit; the second of alike attentions takes the first half of the first one's
+    value units.
+    """
     sites: dict[str, SitePlan] = {}
     for group in _alike(table):
         first = group[0]
@@ -77,7 +87,11 @@ def nothing_left(table: SiteTable) -> Plan:
 def _alike(table: SiteTable) -> Iterator[list[Site]]:
     groups: dict[object, list[Site]] = {}
     for site in table.sites:
-        key = (site.kind, tuple(site.sizes.items()), tuple((m.role, m.width, m.factors) for m in site.members.values() if m.is_matrix))
+        key = (
+            site.kind,
+            tuple(site.sizes.items()),
+            tuple((m.role, m.width, m.factors) for m in site.members.values() if m.is_matrix),
+        )
         groups.setdefault(key, []).append(site)
     yield from groups.values()
 

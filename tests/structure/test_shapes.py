@@ -1,0 +1,156 @@
+"""Symbolic shapes: what exporters compute in the graph, and what ONNX Runtime really makes of it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from inarch.structure.dims import Dim, dim
+from inarch.structure.shapes import Shapes
+
+from tests.onnx_text import model_of
+from tests.zoo import build
+from tests.zoo.check import inputs_of, ort
+
+B, S = Dim(1, ("B",)), Dim(1, ("S",))
+
+
+def shape_of(body: str, name: str = "y", weights: str = "", opset: int = 18) -> tuple[Dim, ...] | None:
+    model = model_of(body, inputs="float[B,S,24] x", outputs="float[?] y", weights=weights, opset=opset)
+    value = next(v for node in model.graph for v in node.outputs if v.name == name)
+    value.shape = None
+    return Shapes(model.graph).shape(value)
+
+
+TARGETS = {
+    "zero copies": ("y = Reshape (x, t)", "int64[4] t = {0, 0, 4, 6}", (B, S, dim(4), dim(6))),
+    "one is inferred": ("y = Reshape (x, t)", "int64[4] t = {0, -1, 4, 6}", (B, S, dim(4), dim(6))),
+    "heads are inferred": ("y = Reshape (x, t)", "int64[4] t = {0, 0, -1, 6}", (B, S, dim(4), dim(6))),
+    "flattened": ("y = Reshape (x, t)", "int64[2] t = {-1, 24}", (B * S, dim(24))),
+    "flattened whole": ("y = Flatten <axis = 2> (x)", "", (B * S, dim(24))),
+    "computed": (
+        """n = Shape (x)
+        b = Gather (n, zero)
+        s = Gather (n, one)
+        b1 = Unsqueeze (b, axes)
+        s1 = Unsqueeze (s, axes)
+        t = Concat <axis = 0> (b1, s1, heads, six)
+        y = Reshape (x, t)""",
+        "int64 zero = {0}, int64 one = {1}, int64[1] axes = {0}, int64[1] heads = {4}, int64[1] six = {6}",
+        (B, S, dim(4), dim(6)),
+    ),
+    "multiplied": (
+        """n = Shape (x)
+        lead = Slice (n, start, end)
+        last = Mul (heads, six)
+        t = Concat <axis = 0> (lead, last)
+        y = Reshape (x, t)""",
+        "int64[1] start = {0}, int64[1] end = {2}, int64[1] heads = {4}, int64[1] six = {6}",
+        (B, S, dim(24)),
+    ),
+    "divided": (
+        """n = Shape <start = 2> (x)
+        d = Div (n, heads)
+        zeros = Identity (zz)
+        t = Concat <axis = 0> (zeros, heads, d)
+        y = Reshape (x, t)""",
+        "int64[1] heads = {4}, int64[2] zz = {0, 0}",
+        (B, S, dim(4), dim(6)),
+    ),
+    "torch's expand": (
+        """n = Shape (x)
+        minus = ConstantOfShape <value = int64[1] {-1}> (three)
+        same = Equal (t, minus)
+        ones = ConstantOfShape <value = int64[1] {1}> (three)
+        full = Where (same, ones, t)
+        y = Expand (x, full)""",
+        "int64[3] t = {-1, -1, 24}, int64[1] three = {3}",
+        (B, S, dim(24)),
+    ),
+    "transposed": ("y = Transpose <perm = [2, 0, 1]> (x)", "", (dim(24), B, S)),
+    "a product": ("y = MatMul (x, w)", "float[24,7] w", (B, S, dim(7))),
+    "half a slice": ("y = Slice (x, a, b, c)", "int64[1] a = {0}, int64[1] b = {12}, int64[1] c = {-1}", (B, S, dim(12))),
+    "a slice to the end": ("y = Slice (x, a, b, c)", "int64[1] a = {5}, int64[1] b = {9999}, int64[1] c = {2}", (B, S, dim(19))),
+    "every other": (
+        "y = Slice (x, a, b, c, d)",
+        "int64[1] a = {1}, int64[1] b = {9999}, int64[1] c = {2}, int64[1] d = {2}",
+        (B, S, dim(12)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_targets(name: str) -> None:
+    body, weights, wanted = TARGETS[name]
+    assert shape_of(body, weights=weights) == wanted
+
+
+def test_split_equal_and_by_sizes() -> None:
+    assert shape_of("y, z = Split <axis = 2, num_outputs = 2> (x)", "z") == (B, S, dim(12))
+    assert shape_of("y, z = Split <axis = 2> (x, n)", "z", "int64[2] n = {4, 20}") == (B, S, dim(20))
+    assert shape_of("y, z = Split <axis = 2, split = [4, 20]> (x)", "z", opset=11) == (B, S, dim(20))
+
+
+def test_an_unknown_operator_has_the_recorded_shape_or_none() -> None:
+    model = model_of("y = Celu (x)", inputs="float[B,4] x", outputs="float[B,4] y")
+    node = next(iter(model.graph))
+    node.op_type, node.domain = "Mystery", "own"
+    assert Shapes(model.graph).shape(node.outputs[0]) == (B, dim(4))
+    node.outputs[0].shape = None
+    assert Shapes(model.graph).shape(node.outputs[0]) is None
+
+
+def test_what_breaks_an_operators_rules_has_no_shape() -> None:
+    model = model_of("y = Transpose <perm = [0, 1, 2]> (x)", inputs="float[B,4,2] x", outputs="float[?] y")
+    node = next(iter(model.graph))
+    node.outputs[0].shape = None
+    node.attributes["perm"] = ir.AttrInt64s("perm", [0, 7, 1])
+    assert Shapes(model.graph).shape(node.outputs[0]) is None
+
+
+def test_a_graph_input_with_a_default_is_no_constant() -> None:
+    model = model_of("y = Reshape (x, t)", inputs="float[B,S,24] x, int64[4] t", outputs="float[?] y")
+    model.graph.register_initializer(model.graph.inputs[1]) if model.graph.inputs[1].const_value is not None else None
+    node = next(iter(model.graph))
+    node.outputs[0].shape = None
+    shape = Shapes(model.graph).shape(node.outputs[0])
+    assert shape is None or all(size.value is None for size in shape)
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["encoder_torchscript", "scale_from_shape", "packed_timm", "rotary_interleaved", "gqa", "swin", "decoder_in_proj", "alibi"],
+)
+def test_shapes_are_those_of_onnx_runtime(form: str) -> None:
+    """Every value whose symbols are the inputs' has, in two runs of other sizes, the size that the symbols say."""
+    zoo = build(form, 1)
+    model = zoo.model.clone()
+    shapes = Shapes(model.graph)
+    known = {v: s for node in model.graph for v in node.outputs if (s := shapes.shape(v)) is not None and v.name}
+    cases = inputs_of(zoo, 0)[:2]
+    present = {v.name for v in model.graph.outputs}
+    model.graph.outputs.extend(v for v in known if v.name not in present and v.dtype is not None)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    symbols = {size.syms[0] for v in model.graph.inputs for size in shapes.need(v) if size.syms}
+    compared = 0
+    for case in cases:
+        worth = {}
+        for value in model.graph.inputs:
+            for size, number in zip(shapes.need(value), np.shape(case[str(value.name)]), strict=True):
+                worth.update(dict.fromkeys(size.syms, number))
+        for name, array in zip(names, session.run(None, case), strict=True):
+            wanted = next((s for v, s in known.items() if v.name == name), None)
+            if wanted is None:
+                continue
+            assert len(wanted) == array.ndim, name
+            for size, number in zip(wanted, array.shape, strict=True):
+                if set(size.syms) <= symbols:
+                    assert size.coef * math.prod(worth[s] for s in size.syms) == number, f"{name}: {size}"
+                    compared += 1
+    assert compared > 100
