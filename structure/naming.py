@@ -68,7 +68,7 @@ def _path(projection: Projection, bias: Member | None) -> list[str] | None:
         for scope in reversed(listed[:-1]):
             if scope:
                 return scope.split(".")
-    name = projection.node.name or ""
+    name = (projection.node.name or "").removeprefix("inarch/")
     if "/" in name:
         return [part for piece in name.split("/")[:-1] for part in piece.split(".") if part]
     return None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from inarch.structure.cost import CostTable, Limits
-from inarch.structure.plan import FORMAT, AxisPlan, ModelRef, Plan, SharePlan, SitePlan
+from inarch.structure.plan import FORMAT, AxisName, AxisPlan, ModelRef, Plan, SharePlan, SitePlan
 from inarch.structure.sites import Site, SiteTable
 from inarch.structure.units import format_indices
 
@@ -22,6 +22,9 @@ COST = CostTable(
 )
 
 
+_DROPPED: tuple[tuple[AxisName, int], ...] = (("qk", 0), ("vo", -1))
+
+
 def handwritten(table: SiteTable) -> Plan:
     """Heads and FFN units, as a person writes it.
 
@@ -33,7 +36,7 @@ def handwritten(table: SiteTable) -> Plan:
         first = group[0]
         for number, site in enumerate(group):
             if site.kind == "ffn":
-                axes = {"hidden": _hidden(site, first if number else None)}
+                axes: dict[AxisName, AxisPlan] = {"hidden": _hidden(site, first if number else None)}
             else:
                 axes = {"head": _head(site, first if number == 1 else None)}
             axes = {name: axis for name, axis in axes.items() if site.axes[name].frozen is None}
@@ -53,8 +56,8 @@ def inner(table: SiteTable) -> Plan:
         if first.kind == "ffn":
             continue
         for number, site in enumerate(group):
-            axes: dict[str, AxisPlan] = {}
-            for name, drop in (("qk", 0), ("vo", -1)):
+            axes: dict[AxisName, AxisPlan] = {}
+            for name, drop in _DROPPED:
                 axis = site.axes[name]
                 if axis.frozen is not None or axis.per_head < 4:
                     continue
@@ -73,7 +76,8 @@ def inner(table: SiteTable) -> Plan:
 def nothing_left(table: SiteTable) -> Plan:
     """The first attention and the last FFN go entirely."""
     sites: dict[str, SitePlan] = {}
-    for kind, axis, place in (("msa", "head", 0), ("ffn", "hidden", -1)):
+    wanted: tuple[tuple[str, AxisName, int], ...] = (("msa", "head", 0), ("ffn", "hidden", -1))
+    for kind, axis, place in wanted:
         of_kind = [site for site in table.sites if site.kind == kind]
         if of_kind:
             site = of_kind[place]

@@ -39,9 +39,7 @@ def towers(*, copied: bool = False, gemm: bool = False, transposed: bool = False
         out = make.op("MatMul", make.op("Relu", hidden), make.weight(f"{number}.down", size, WIDTH), name=f"out.{number}")
         out.type, out.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["n", WIDTH])
         outputs.append(out)
-    graph = ir.Graph(
-        inputs, outputs, nodes=make.nodes, initializers=list(make.params.values()), opset_imports={"": 20}, name="g"
-    )
+    graph = ir.Graph(inputs, outputs, nodes=make.nodes, initializers=list(make.params.values()), opset_imports={"": 20}, name="g")
     return ir.Model(graph, ir_version=10)
 
 
