@@ -192,11 +192,10 @@ def matmul(c: Coupling, node: ir.Node) -> None:
 
 
 def _opaque(c: Coupling, node: ir.Node) -> bool:
-    made_by = c.opaque_weights.get(node)
-    if made_by is None:
-        return False
-    c.freeze_node(node, f"its weight is computed by {made_by}")
-    return True
+    reason = c.opaque_weights.get(node)
+    if reason is not None:
+        c.freeze_node(node, reason)
+    return reason is not None
 
 
 def gemm(c: Coupling, node: ir.Node) -> None:

@@ -242,11 +242,13 @@ class Coupling:
             return False
         view = view_of(weight, self.shapes)
         if view is None:
-            made_by = computed_from_constants(weight)
-            if made_by is not None:
-                self.opaque_weights[node] = made_by
+            reason = opaque_reason(weight)
+            if reason is not None:
+                self.opaque_weights[node] = reason
             return False
         out, axes = node.outputs[0], self.axes(node.outputs[0])
+        if axes is None:
+            self.opaque_weights[node] = f"the shape of its input {x.name} is unknown"
         if axes is None or len(axes) < 2:
             return False
         k: list[int] | None = None
@@ -292,18 +294,25 @@ def _captured(graph: ir.Graph) -> set[ir.Value]:
     return found
 
 
-def computed_from_constants(value: ir.Value, limit: int = 64) -> str | None:
-    """Name of the operator that computes a weight out of constants alone (DequantizeLinear, Mul ...), or None."""
-    stack, seen, first = [value], set[ir.Value](), None
+def opaque_reason(weight: ir.Value, limit: int = 64) -> str | None:
+    """Why a weight that is no view of a parameter cannot be changed; None for an activation.
+
+    It is computed from constants (DequantizeLinear, Mul ...), or it is the default of a graph input, which a caller may replace.
+    """
+    stack, seen, made_by = [weight], set[ir.Value](), ""
     while stack and len(seen) < limit:
-        item = stack.pop()
-        if item in seen or constant(item) is not None:
+        value = stack.pop()
+        if value in seen or constant(value) is not None:
             continue
-        seen.add(item)
-        node = item.producer()
+        seen.add(value)
+        node = value.producer()
         if node is None:
-            return None
-        if first is None or node.op_type == "DequantizeLinear":
-            first = node.op_type
+            if not value.is_initializer():
+                return None
+            return f"its weight {value.name} is the default of a graph input, which a caller may replace"
+        if not made_by or node.op_type == "DequantizeLinear":
+            made_by = node.op_type
         stack.extend(v for v in node.inputs if v is not None)
-    return first if not stack else None
+    if stack or not made_by:
+        return None
+    return f"quantised weight ({made_by})" if made_by == "DequantizeLinear" else f"its weight is computed by {made_by}"

@@ -245,10 +245,11 @@ def _disconnected(coupling: Coupling, taken: set[Projection]) -> Iterable[Reject
 
 
 def _unreadable(coupling: Coupling) -> Iterable[Rejection]:
-    """Weights and operators that no rule reads: quantised products and weights computed in the graph."""
-    for node, made_by in coupling.opaque_weights.items():
-        what = "quantised weight (DequantizeLinear)" if made_by == "DequantizeLinear" else f"its weight is computed by {made_by}"
-        yield Rejection("", what, (str(node.name or node.outputs[0].name),))
+    """Weights and operators that no rule reads: quantised products, weights computed in the graph or given by the caller."""
+    for node, reason in coupling.opaque_weights.items():
+        weight = node.inputs[1]
+        params = (str(weight.name),) if weight is not None and weight.is_initializer() else ()
+        yield Rejection("", reason, (str(node.name or node.outputs[0].name),), params)
     for node in coupling.graph:
         name = str(node.name or node.outputs[0].name)
         if node.op_type in QUANTISED:

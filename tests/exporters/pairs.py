@@ -26,7 +26,6 @@ LIGHT = {
     ("bert-eager", "dynamo-plain-20"),
     ("bert-sdpa", "dynamo-23"),
     ("timm-sdpa", "dynamo-plain-18"),
-    ("vit-sdpa", "dynamo-plain-23"),
     ("multihead-sequence-first", "dynamo-18"),
 }
 """What runs always; everything else is heavy."""
