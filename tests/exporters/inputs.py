@@ -35,8 +35,8 @@ def padded(batch: int, length: int) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def features(rng: np.random.Generator, batch: int, length: int) -> Inputs:
-    shape = (batch, length, WIDTH)
+def features(rng: np.random.Generator, batch: int, length: int, width: int = WIDTH) -> Inputs:
+    shape = (batch, length, width)
     values = rng.normal(size=(2, *shape)).astype(np.float32)
     return {"features": values[0], "pos": values[1], "mask": padded(batch, length)}
 

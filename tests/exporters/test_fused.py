@@ -8,6 +8,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -50,7 +51,8 @@ def fused(name: str, how: How, family: str, level: int, separate: bool, approxim
                 opt_level=level,
                 optimization_options=options,
             )
-            return ir.from_proto(result.model)
+            result.save_model_to_file(str(Path(folder, "fused.onnx")))
+            return ir.from_proto(onnx.load(Path(folder, "fused.onnx")))
     finally:
         logging.disable(disabled)
 
