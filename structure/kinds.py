@@ -302,11 +302,13 @@ def as_ffn(
     if any(node in coupling.contractions for node in nodes) or sink.node not in nodes:
         return None
     ordered = sorted(sources, key=lambda p: order[p.node])
-    if not any(node.op_type in NONLINEAR for node in nodes):
+    active = any(node.op_type in NONLINEAR for node in nodes)
+    if not all(is_residual(source.x, sink.node.outputs[0]) for source in ordered):
+        if not active:
+            return None
+        raise NotASite("its output is not added to the residual stream that its input comes from")
+    if not active:
         raise NotASite("no activation lies between its two projections")
-    for source in ordered:
-        if not is_residual(source.x, sink.node.outputs[0]):
-            raise NotASite("its output is not added to the residual stream that its input comes from")
     if len(plain) > 1:
         raise NotASite("its hidden axis is reshaped into several axes")
     names = {leaf: "hidden" if leaf in plain else "part" for leaf in hidden}

@@ -111,7 +111,9 @@ def show_made(result: PlanResult, out: Path) -> None:
     model, sites = (f"{100 * kept:.2f} %" for kept in (result.kept_model, result.kept_sites))
     planned, stored = render.count(result.planned), render.count(result.stored)
     render.say(f"keeps {model} of the model's parameters, {sites} of the sites' alone")
-    render.say(f"planned {planned}, stored {stored} parameters; {len(result.plan.sites)} sites change")
+    sites_of = result.plan.sites.values()
+    changed = sum(any(axis.share or len(axis.kept) < axis.size for axis in site.axes.values()) for site in sites_of)
+    render.say(f"planned {planned}, stored {stored} parameters; {changed} of {len(sites_of)} sites change")
     for note in result.notes:
         render.say(f"note: {note}")
     render.say(f"wrote {out} ({render.size(out.stat().st_size)})")
