@@ -7,7 +7,8 @@ x -> MatMul(part of Wqkv) -> Add(part of b) -> Reshape[B,N,1,H,D] -> Transpose -
 ```
 
 The parts are views (Slice; Reshape and Gather where heads are interleaved) of the parameter, so names and ties stay. Packed
-``com.microsoft.Attention`` becomes three projections and a MultiHeadAttention.
+``com.microsoft.Attention`` becomes three projections and a MultiHeadAttention. Sequences that are read at constant places become
+Slices.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from itertools import pairwise
 
 import onnx_ir as ir
 
+from inarch.frontends.sequences import cut_sequences
 from inarch.structure.arguments import axes_of, int_attr, slice_parts, split_sizes
 from inarch.structure.axis_rules import RULES, SOURCES
 from inarch.structure.constants import constant, constant_ints
@@ -59,6 +61,7 @@ def _canonicalize(model: ir.Model, only: Collection[str] | None) -> tuple[ir.Mod
     copy = model.clone()
     graph = copy.graph
     unfused = _unfuse(graph, only)
+    unfused = cut_sequences(graph) or unfused
     coupling = Coupling(graph, RULES, SOURCES)
     editor = Editor(graph, "inarch.part/")
     changed = False

@@ -157,6 +157,8 @@ def _component(
     sinks: dict[Projection, None] = {sink: None}
     while todo:
         leaf = todo.pop()
+        if len(makers.get(leaf, ())) + len(readers.get(leaf, ())) > _LIMIT:
+            return None  # before walking along all of a deep model's residual stream, once a sink
         for projection in makers.get(leaf, ()):
             if projection not in sources:
                 sources[projection] = None

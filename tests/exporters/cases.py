@@ -140,6 +140,7 @@ def _torch() -> Iterator[Case]:
     for name, fused in (("eager", False), ("sdpa", True)):
         transformer = partial(vision.VisionTransformer, fused=fused)
         yield Case(f"timm-{name}", transformer, pixels(16), {"pixels": {0: "batch"}}, (msa(2), ffn(2)), IMAGES)
+    yield Case("chunked", vision.Chunked, sequence, {"x": TEXT, "mask": TEXT}, (msa(1), ffn(1)))
     yield Case("windows", vision.Swin, pixels(32), {"pixels": {0: "batch"}}, (msa(2), ffn(2)), IMAGES)
     both = Sites(1, "msa", {"head": HEADS, "qk": 8, "vo": 8, "vo2": 8})
     yield Case(

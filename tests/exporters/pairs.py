@@ -20,26 +20,27 @@ DYNAMO = tuple(How(dynamo=True, opset=opset, optimize=optimize) for opset in (18
 LIGHT = {
     *((name, "torchscript-17") for name in CASES),
     *((name, "torchscript-13") for name in ("bert-eager", "detr", "timm-eager")),
-    ("bert-sdpa", "torchscript-14"),
     ("detr", "dynamo-20"),
     ("detr", "dynamo-plain-18"),
-    ("bert-eager", "dynamo-plain-20"),
     ("bert-sdpa", "dynamo-23"),
-    ("timm-sdpa", "dynamo-plain-18"),
-    ("multihead-sequence-first", "dynamo-18"),
+    ("chunked", "dynamo-plain-18"),
 }
 """What runs always; everything else is heavy."""
 
 NOT_EXPORTED = {
     # scaled_dot_product_attention, which nn.MultiheadAttention without weights calls too, has no TorchScript form at opset 13
-    *((name, "torchscript-13") for name in CASES if name.endswith(("-sdpa", "-plain", "-sequence-first")) or "layers" in name),
+    *(
+        (name, "torchscript-13")
+        for name in CASES
+        if name.endswith(("-sdpa", "-plain", "-sequence-first", "chunked")) or "layers" in name
+    ),
 }
 """What torch itself refuses."""
 
 REFUSED = {
     # Attention-23 with a mask [B, H, 1, T], which the standard broadcasts and ONNX Runtime 1.32 does not
     (name, how)
-    for name in ("multihead-plain", "multihead-sequence-first", "torch-layers-post", "torch-layers-pre")
+    for name in ("multihead-plain", "multihead-sequence-first", "torch-layers-post", "torch-layers-pre", "chunked")
     for how in ("dynamo-23", "dynamo-plain-23")
 }
 """Files that torch writes and ONNX Runtime runs on none of the shapes."""

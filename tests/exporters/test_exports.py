@@ -16,8 +16,8 @@ from tests.exporters.cases import CASES
 from tests.exporters.check import compiled_and_wrong, feeds_of, wrong_sites
 from tests.exporters.pairs import REFUSED, Pair, exported, found, pairs
 
-DEEP = {"detr", "bert-eager", "bert-sdpa", "llama-eager", "timm-sdpa", "windows", "multihead-weights", "albert-eager", "fusion"}
-"""Models on which every kind of plan is tried; on the others the rest runs on request."""
+DEEP = {"detr", "bert-eager", "llama-eager", "windows", "albert-eager", "fusion"}
+"""Models on which every kind of plan is tried; on the others one by hand is, and the rest on request."""
 
 
 def _param(values: tuple[Any, ...], name: str, heavy: bool) -> Any:
@@ -26,9 +26,10 @@ def _param(values: tuple[Any, ...], name: str, heavy: bool) -> Any:
 
 def _plans() -> Iterator[Any]:
     for pair, heavy in pairs():
+        name, how = pair
         for kind in ("handwritten", "magnitude", "similarity", "inner", "nothing left"):
-            deep = kind in ("magnitude", "inner", "nothing left") and pair[0] not in DEEP
-            yield _param((pair, kind), f"{pair[0]}@{pair[1]}-{kind}", heavy or deep)
+            always = kind == "handwritten" or (name in DEEP and how.opset > 13)
+            yield _param((pair, kind), f"{name}@{how}-{kind}", heavy or not always)
 
 
 @pytest.fixture(scope="module")

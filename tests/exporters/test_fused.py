@@ -74,7 +74,7 @@ def fused(name: str, how: How, family: str, level: int, separate: bool, approxim
         pytest.param("bert-eager", DYNAMO, "bert", 2, False, False, {"SkipLayerNormalization"}, id="bert-dynamo", marks=HEAVY),
         pytest.param("vit-eager", SOURCE, "vit", 1, False, False, {"SkipLayerNormalization", "BiasGelu"}, id="vit"),
         pytest.param("vit-eager", SOURCE, "vit", 2, True, False, {"SkipLayerNormalization"}, id="vit-2", marks=HEAVY),
-        pytest.param("clip-eager", SOURCE, "clip", 0, False, False, {"Attention", "QuickGelu"}, id="clip"),
+        pytest.param("clip-eager", SOURCE, "clip", 0, False, False, {"Attention", "QuickGelu"}, id="clip", marks=HEAVY),
         pytest.param("gpt2-eager", SOURCE, "gpt2", 0, False, False, {"SkipLayerNormalization"}, id="gpt2", marks=HEAVY),
     ],
 )

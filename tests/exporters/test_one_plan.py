@@ -21,8 +21,8 @@ from tests.zoo.check import run_all
     [
         ("detr", How(dynamo=True, opset=18, optimize=False), How(dynamo=False, opset=17)),
         ("detr", How(dynamo=True, opset=20), How(dynamo=False, opset=17)),
-        ("bert-eager", How(dynamo=True, opset=20, optimize=False), How(dynamo=False, opset=17)),
-        ("timm-sdpa", How(dynamo=True, opset=18, optimize=False), How(dynamo=False, opset=17)),
+        ("bert-sdpa", How(dynamo=True, opset=23), How(dynamo=False, opset=17)),
+        ("chunked", How(dynamo=True, opset=18, optimize=False), How(dynamo=False, opset=17)),
     ],
     ids=str,
 )

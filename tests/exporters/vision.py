@@ -169,3 +169,26 @@ class Swin(nn.Module):
         for block in self.blocks:
             x = block(x)
         return cast(Tensor, self.norm(x))
+
+
+class Chunked(nn.Module):
+    """Everything packed and cut by ``chunk``: q, k and v, gate and up."""
+
+    def __init__(self, width: int = 32, heads: int = 4, hidden: int = 64) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x [B, S, C]; mask [B, S], True on padding."""
+        b, n, c = x.shape
+        parts = self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        q, k, v = (part.view(b, n, self.heads, c // self.heads).transpose(1, 2) for part in parts)
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=~mask[:, None, None, :])
+        x = x + self.proj(seen.transpose(1, 2).reshape(b, n, c))
+        gate, up = self.w12(self.norm2(x)).chunk(2, dim=-1)
+        return x + cast(Tensor, self.w3(F.silu(gate) * up))
