@@ -77,7 +77,8 @@ def measure_latency(
 ) -> tuple[LatencyReport, ...]:
     """Time two models on the same inputs.
 
-    Pairs alternate in order (AB, BA, AB ...), so that neither always finds the cache as the other left it.
+    Pairs alternate in order (AB, BA, AB ...), so that neither always finds the cache as the other left it, and the threads of
+    the one sleep while the other runs.
 
     Args:
         dense: the first model, A.
@@ -96,7 +97,7 @@ def measure_latency(
         raise RuntimeFailure(f"{pairs} pairs are too few to say anything", hint=f"at least {MIN_PAIRS}")
     reports = []
     for step, count in enumerate(threads):
-        options = SessionOptions("all", tuple(providers), count)
+        options = SessionOptions("all", tuple(providers), count, rests=True)
         with Session(dense, options) as first, Session(compiled, options) as second:
             sessions = (first, second)
             for session in sessions:

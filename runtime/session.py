@@ -42,12 +42,15 @@ class SessionOptions:
         providers: execution providers, the wanted one first; CPU always catches what the others cannot run.
         threads: intra-op threads; 0 leaves it to ORT.
         optimised_path: where ORT writes the graph it really runs, with its tensors in ``<name>.data`` beside it.
+        rests: whether the session's threads sleep once a run is over. ORT's spin on for a while instead, and take a core from
+            whatever else runs: another session, when two are timed in turn.
     """
 
     optimisation: Optimisation = "all"
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     threads: int = 0
     optimised_path: Path | None = None
+    rests: bool = False
 
 
 def onnxruntime() -> ModuleType:
@@ -132,7 +135,7 @@ def model_file(model: ModelLike) -> Iterator[Path]:
     """The model as a file that ORT can load; one in memory is written to a temporary folder, big tensors beside it.
 
     Raises:
-        RuntimeFailure: no such file.
+        RuntimeFailure: no such file, or no space for a temporary one.
     """
     if not isinstance(model, ir.Model):
         path = Path(model)
@@ -143,10 +146,14 @@ def model_file(model: ModelLike) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="inarch-") as folder:
         path = Path(folder) / "model.onnx"
         size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-        if size > INLINE_LIMIT or any(_is_external(v.const_value) for v in model.graph.initializers.values()):
-            ir.save(model, path, external_data="model.data", alignment=4096)
-        else:
-            ir.save(model, path)
+        try:
+            if size > INLINE_LIMIT or any(_is_external(v.const_value) for v in model.graph.initializers.values()):
+                ir.save(model, path, external_data="model.data", alignment=4096)
+            else:
+                ir.save(model, path)
+        except OSError as error:
+            reason = f"a temporary copy of the model cannot be written: {error.strerror or error}"
+            raise RuntimeFailure(reason, where=folder, hint="TMPDIR names a folder with more space") from error
         yield path
 
 
@@ -184,6 +191,8 @@ def _create(
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4  # what ORT would print as an error is raised, and reported once
+    if options.rests:
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
     if options.optimised_path is not None:
         settings.optimized_model_filepath = str(options.optimised_path)
         name = f"{options.optimised_path.name}.data"

@@ -290,6 +290,9 @@ def slice_(c: Coupling, node: ir.Node) -> None:
             c.freeze([*axes_x[i], *axes_out[i]], "Slice cuts it at a computed place")
             continue
         first, last, _ = slice(start, end, step).indices(known)
+        if step == 1 and last <= first:
+            # Nothing of it: the rest of a head behind a rotary part that is all of it.
+            continue
         if step == 1 and last > first and known % (last - first) == 0 and first % (last - first) == 0:
             _pick(c, axes_x[i], dim(known // (last - first)), axes_out[i], ONE)
         elif step > 1 and known % step == 0 and first < step and last > known - step + first:
@@ -333,6 +336,8 @@ def concat(c: Coupling, node: ir.Node) -> None:
         return
     axis = int_attr(node, "axis", 0) % rank
     inputs = [v for v in node.inputs if v is not None]
+    # Nothing adds nothing: the rest of a head behind a rotary part that is all of it.
+    inputs = [v for v in inputs if (shape := c.shapes.shape(v)) is None or shape[axis] != dim(0)]
     sizes = {shape[axis] if (shape := c.shapes.shape(v)) is not None else None for v in inputs}
     whole = len(sizes) == 1 and None not in sizes and all(v in c.projected for v in inputs)
     for value in inputs:

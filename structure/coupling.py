@@ -74,7 +74,7 @@ Rule = Callable[["Coupling", ir.Node], None]
 class Coupling:
     """The factors of a graph.
 
-    ``order`` gives every node's place in the graph as it was read.
+    ``order`` gives every node's place in the graph as it was read, ``projection_of`` the projection that a node is.
 
     Args:
         graph: the main graph; it is not changed.
@@ -87,6 +87,7 @@ class Coupling:
         self.order = {node: i for i, node in enumerate(graph)}
         self.shapes = Shapes(graph)
         self.projections: list[Projection] = []
+        self.projection_of: dict[ir.Node, Projection] = {}
         self.contractions: dict[ir.Node, Contraction] = {}
         self.projected: set[ir.Value] = set()
         self.opaque_weights: dict[ir.Node, str] = {}
@@ -259,7 +260,9 @@ class Coupling:
             k = x_axes[-1]
             for i in range(len(axes) - 1):
                 self.join(x, i, out, i)
-        self.projections.append(Projection(node, x, weight, view, transposed, k, axes[-1]))
+        projection = Projection(node, x, weight, view, transposed, k, axes[-1])
+        self.projections.append(projection)
+        self.projection_of[node] = projection
         return True
 
 

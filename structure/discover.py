@@ -232,7 +232,7 @@ def _merge_calls(found: list[tuple[Found, Site, Region]]) -> tuple[list[Site], d
 
 def _disconnected(coupling: Coupling, taken: set[Projection]) -> Iterable[Rejection]:
     """What would be a site if an operator inside it had a rule: its sink has no factor in common with its sources."""
-    nodes = {p.node: p for p in coupling.projections}
+    nodes = coupling.projection_of
     for sink in coupling.projections:
         leaves = coupling.leaves(sink.k or ())
         reason = next((r for leaf in leaves if (r := coupling.frozen(leaf))), None)

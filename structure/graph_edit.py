@@ -219,13 +219,23 @@ def ratio(new: Dim, old: Dim, entry: int) -> int:
 def drop_dead(graph: ir.Graph, candidates: Iterable[ir.Node] | None = None) -> int:
     """Remove nodes none of whose outputs is read, among ``candidates`` and what only they read; returns how many."""
     removed = 0
+    readers: dict[ir.Value, int] = {}  # counted once: a value may have thousands of them, and loses them one by one
+
+    def is_read(value: ir.Value) -> bool:
+        if value not in readers:
+            readers[value] = len(value.uses())
+        return readers[value] > 0 or value.is_graph_output()
+
     todo = list(candidates) if candidates is not None else list(graph)
     while todo:
         node = todo.pop()
-        if node.graph is not graph or any(v.uses() or v.is_graph_output() for v in node.outputs):
+        if node.graph is not graph or any(is_read(v) for v in node.outputs):
             continue
-        behind = [p for v in node.inputs if v is not None and (p := v.producer()) is not None and p.graph is graph]
+        inputs = [v for v in node.inputs if v is not None]
         graph.remove(node, safe=True)
         removed += 1
-        todo.extend(behind)
+        for value in inputs:
+            if value in readers:
+                readers[value] -= 1
+        todo.extend(p for v in inputs if (p := v.producer()) is not None and p.graph is graph)
     return removed

@@ -111,7 +111,7 @@ def as_msa(
     nodes = region_nodes(coupling, sources, sinks, order)
     if not any(node in coupling.contractions for node in nodes):
         return None
-    makers = {p.node: p for p in coupling.projections}
+    makers = coupling.projection_of
     ordered = sorted(sinks, key=lambda p: order[p.node])
     scores: dict[ir.Node, Contraction] = {}
     values: list[Projection] = []
@@ -247,6 +247,8 @@ def _attention_names(coupling: Coupling, roles: Mapping[str, Projection], score:
     for leaf in heads:
         names[leaf] = "head"
     _name_inner(coupling, [leaf for leaf in inner if leaf in k], "qk", names)
+    if not any(leaf in k for leaf in inner) and _name_cut(coupling, q, names) != _name_cut(coupling, k, names):
+        raise NotASite("its queries and keys are cut in different ways")
     for leaf in (*q, *k):
         # Interleaved halves are picked apart and stacked again: the parts of q are another factor than those of the stack.
         if leaf not in names and coupling.frozen(leaf) == ENUMERATED:
@@ -267,6 +269,21 @@ def _attention_names(coupling: Coupling, roles: Mapping[str, Projection], score:
     if "qk" not in sizes or not all(label in sizes for _, _, label in pairs):
         raise NotASite("a head dimension of 1 is not followed")
     return names
+
+
+def _name_cut(coupling: Coupling, leaves: list[int], names: dict[int, str]) -> list[int]:
+    """A head dimension that is cut into unequal parts and put together again before the product (rotary on a part of it).
+
+    It is frozen, and carried whole; heads and values are free all the same.
+
+    Returns:
+        Sizes of its factors.
+    """
+    rest = [leaf for leaf in leaves if leaf not in names and coupling.frozen(leaf) is not None]
+    sizes = [coupling.size(leaf).coef for leaf in rest]
+    for leaf, size in zip(rest, sizes, strict=True):
+        names[leaf] = "qk" if size == max(sizes) and "qk" not in [names.get(other) for other in rest] else "pair"
+    return sizes
 
 
 def _name_inner(coupling: Coupling, leaves: list[int], label: str, names: dict[int, str]) -> None:

@@ -71,7 +71,13 @@ def _where(test: tuple[Dim, ...] | None, yes: tuple[Dim, ...] | None, no: tuple[
 
 
 _WHOLE: dict[str, Callable[[int, int], int]] = {"Mod": operator.mod, "Max": max, "Min": min}
-"""Operators that are followed where both numbers are known and not negative."""
+"""Operators that are computed where both numbers are known, and not where one is negative."""
+
+
+def _whole(op: str, a: Dim, b: Dim) -> Dim | None:
+    if a.value is None or b.value is None:
+        return opaque(op.lower(), a, b)
+    return dim(_WHOLE[op](a.value, b.value)) if a.value >= 0 and b.value > 0 else None
 
 
 def _arithmetic(op: str, pairs: Sequence[tuple[Dim, Dim]]) -> tuple[Dim, ...] | None:
@@ -87,9 +93,8 @@ def _arithmetic(op: str, pairs: Sequence[tuple[Dim, Dim]]) -> tuple[Dim, ...] | 
             for a, b in pairs
         )
     if op in _WHOLE:
-        whole = [(a.value, b.value) for a, b in pairs]
-        known = [(a, b) for a, b in whole if a is not None and b is not None and a >= 0 and b > 0]
-        return tuple(dim(_WHOLE[op](a, b)) for a, b in known) if len(known) == len(whole) else None
+        results = [_whole(op, a, b) for a, b in pairs]
+        return tuple(size for size in results if size is not None) if None not in results else None
     if op == "Equal":
         equal = [_equal(a, b) for a, b in pairs]
         if None not in equal:

@@ -75,9 +75,9 @@ class Shapes:
         rule = SHAPE_RULES.get(node.op_type)
         outputs: list[Shape | None] = [None] * len(node.outputs)
         content: tuple[Dim, ...] | None = None
-        if rule is not None and node.domain in DOMAINS:
+        if (rule is not None or node.op_type == "If") and node.domain in DOMAINS:
             try:
-                outputs, content = rule(self, node)
+                outputs, content = rule(self, node) if rule is not None else (self._branches(node), None)
             except (IndexError, KeyError, ValueError, TypeError, ZeroDivisionError):
                 # A node that breaks its operator's own rules is ORT's to refuse; here its shape is merely unknown.
                 outputs = []
@@ -94,6 +94,19 @@ class Shapes:
             self._shape[value] = self._merge(mine, self._declared(value))
         if content is not None and len(content) <= 64:
             self._content[node.outputs[0]] = content
+
+    def _branches(self, node: ir.Node) -> list[Shape | None]:
+        """Shapes of an If: those of the branch that a known condition takes, else those that both branches agree on."""
+        shapes: list[list[Shape | None]] = []
+        for name in ("then_branch", "else_branch"):
+            branch = node.attributes[name].as_graph()
+            for inner in branch:
+                self._visit(inner)
+            shapes.append([self.shape(value) for value in branch.outputs])
+        test = self.ints(node.inputs[0])
+        if test is not None and len(test) == 1:
+            return shapes[0 if test[0] else 1]
+        return [a if a == b else None for a, b in zip(*shapes, strict=True)]
 
     def _merge(self, mine: Shape | None, declared: Shape | None) -> Shape | None:
         """Prefer what was computed; take a recorded integer, or size of an input, where the computed size is an unknown."""

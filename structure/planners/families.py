@@ -225,8 +225,8 @@ def _lengths(count: int, widths: Sequence[int], rules: Rules) -> tuple[int, ...]
         return (0,)
 
     def storable(length: int) -> bool:
-        # On a wide axis a sixteenth is fine enough, and wide segments cost fewer kernels.
-        return all(length * w % rules.multiple == 0 and length * w >= max(rules.segment, count * w // 16) for w in widths)
+        # Quarters are fine enough, since they are taken where they are nearest, and wide segments cost fewer kernels.
+        return all(length * w % rules.multiple == 0 and length * w >= max(rules.segment, count * w // 4) for w in widths)
 
     step = next((length for length in range(1, count) if storable(length)), count)
     return (*range(0, count - step + 1, step), count) if count % step else tuple(range(0, count + 1, step))

@@ -1,7 +1,7 @@
 """The uniform planner: the same fraction of every axis goes; which units, their magnitude inside the site decides.
 
-FFNs lose units, MSAs lose units inside their heads, the same count in each; an MSA whose heads cannot be narrowed (a frozen
-axis, or no legal width between the whole and nothing) loses whole heads.
+FFNs lose units. MSAs of many heads lose whole heads, which takes scores, softmax and transposes along with the parameters; an
+MSA of few heads, where one is too large a step, or whose heads cannot go, loses units inside its heads, the same count in each.
 """
 
 from __future__ import annotations
@@ -14,12 +14,18 @@ def deepest(move: Move) -> float:
     return move.depth
 
 
+MANY = 12
+"""Heads, from which on one of them is a fine enough step."""
+
+
 def one_way(draft: Draft) -> None:
-    """Leave one way of pruning to each MSA: inside heads where that is possible on every axis, else whole heads."""
+    """Leave one way of pruning to each MSA: whole heads where it has many of them, else inside heads where every axis allows it."""
     if draft.site.kind == "ffn":
         return
-    offered = {axis for move in draft.moves() if not move.heads for axis in move.kept}
-    if offered == set(draft.axes):
+    moves = list(draft.moves())
+    inside = {axis for move in moves if not move.heads for axis in move.kept} == set(draft.axes)
+    whole = any(move.heads for move in moves)
+    if inside and not (whole and draft.site.heads >= MANY):
         draft.whole = False
     else:
         draft.inside = False

@@ -16,6 +16,7 @@ from tests.exporters.inputs import (
     MakeInputs,
     features,
     fusion,
+    images,
     pixels,
     sequence,
     sequence_first,
@@ -111,6 +112,10 @@ def _hub() -> Iterator[Case]:
             (*plain, msa(2, size=12), ffn(2, hidden=96)),
             outputs=("text", "image"),
         )
+    turned = frozenset({"qk"})
+    yield Case("phi3-eager", partial(hub.phi3, "eager"), tokens, mask, (msa(2, heads=2), ffn(2)), unsure=turned)
+    yield Case("neox-eager", partial(hub.neox, "eager"), tokens, mask, plain, unsure=turned)
+    yield Case("bart-eager", partial(hub.bart, "eager"), tokens, mask, (msa(6), ffn(4)))
     yield Case("t5-eager", partial(hub.t5, "eager"), tokens, mask, plain)
     stages = (msa(2, heads=2), ffn(2, hidden=32), msa(2, heads=4), ffn(2, hidden=64))
     yield Case("swin-eager", partial(hub.swin, "eager"), pixels(32), image, stages, IMAGES)
@@ -142,6 +147,8 @@ def _torch() -> Iterator[Case]:
         yield Case(f"timm-{name}", transformer, pixels(16), {"pixels": {0: "batch"}}, (msa(2), ffn(2)), IMAGES)
     yield Case("chunked", vision.Chunked, sequence, {"x": TEXT, "mask": TEXT}, (msa(1), ffn(1)))
     yield Case("windows", vision.Swin, pixels(32), {"pixels": {0: "batch"}}, (msa(2), ffn(2)), IMAGES)
+    sizes = {"pixels": {0: "batch", 2: "4*height", 3: "4*width"}}
+    yield Case("windows-any", vision.AnySwin, images, sizes, (msa(2), ffn(2)), ((2, 14), (1, 8)))
     both = Sites(1, "msa", {"head": HEADS, "qk": 8, "vo": 8, "vo2": 8})
     yield Case(
         "fusion",

@@ -46,6 +46,12 @@ def build(case: Case) -> torch.nn.Module:
     return module
 
 
+def _size(name: str) -> object:
+    """What torch.export calls a dynamic size: any, or a multiple where the name says so, as ``4*height`` does."""
+    factor, _, rest = name.rpartition("*")
+    return int(factor) * torch.export.Dim(rest, min=4, max=64) if factor else torch.export.Dim.DYNAMIC
+
+
 def export(case: Case, how: How) -> ir.Model:
     """Build a case's module and export it."""
     inputs = case.inputs(np.random.default_rng(0), *case.shapes[0])
@@ -56,7 +62,7 @@ def export(case: Case, how: How) -> ir.Model:
         warnings.simplefilter("ignore")
         file = Path(folder, "model.onnx")
         if how.dynamo:
-            shapes = tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in case.dynamic.values())
+            shapes = tuple({axis: _size(name) for axis, name in axes.items()} for axes in case.dynamic.values())
             torch.onnx.export(
                 module,
                 arrays,

@@ -22,6 +22,18 @@ class Encoder(nn.Module):
         return cast(Tensor, result.last_hidden_state)
 
 
+class EncoderDecoder(nn.Module):
+    """A text encoder and decoder that read the same tokens: the decoder's last hidden state."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        result = self.model(input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=input_ids, use_cache=False)
+        return cast(Tensor, result.last_hidden_state)
+
+
 class Vision(nn.Module):
     """A vision encoder: only its last hidden state."""
 
@@ -58,6 +70,8 @@ _TEXT = {
     "intermediate_size": HIDDEN,
     "max_position_embeddings": 40,
 }
+
+_BART = {"layers": 2, "attention_heads": HEADS, "ffn_dim": HIDDEN}
 
 _IMAGE = {"num_hidden_layers": 2, "num_attention_heads": HEADS, "image_size": 16, "patch_size": 4}
 
@@ -111,6 +125,27 @@ def llama(attention: str) -> nn.Module:
     """Grouped queries, rotary positions, SwiGLU, a causal mask."""
     config = _config("LlamaConfig", **_TEXT, num_key_value_heads=2, attn_implementation=attention)
     return Encoder(transformers.LlamaModel(config), use_cache=False)
+
+
+def phi3(attention: str) -> nn.Module:
+    """Grouped queries in one matrix with keys and values, gate and up in one; the unturned rest of each head is empty."""
+    config = _config("Phi3Config", **_TEXT, num_key_value_heads=2, pad_token_id=0, attn_implementation=attention)
+    return Encoder(transformers.Phi3Model(config), use_cache=False)
+
+
+def neox(attention: str) -> nn.Module:
+    """q, k and v interleaved head by head; only a quarter of each head is turned."""
+    config = _config("GPTNeoXConfig", **_TEXT, rotary_pct=0.25, attn_implementation=attention)
+    return Encoder(transformers.GPTNeoXModel(config), use_cache=False)
+
+
+def bart(attention: str) -> nn.Module:
+    """An encoder, and a decoder with cross-attention."""
+    sizes = {f"{part}_{what}": n for part in ("encoder", "decoder") for what, n in _BART.items()}
+    config = _config(
+        "BartConfig", vocab_size=VOCABULARY, d_model=WIDTH, max_position_embeddings=40, **sizes, attn_implementation=attention
+    )
+    return EncoderDecoder(transformers.BartModel(config))
 
 
 def gpt2(attention: str) -> nn.Module:

@@ -28,6 +28,10 @@ def pixels(side: int) -> MakeInputs:
     return make
 
 
+def images(rng: np.random.Generator, batch: int, length: int) -> Inputs:
+    return {"pixel_values": rng.normal(size=(batch, 3, 4 * length, 40)).astype(np.float32)}
+
+
 def padded(batch: int, length: int) -> npt.NDArray[np.bool_]:
     """[B, S], True on padding; no row is all padding."""
     mask = np.zeros((batch, length), np.bool_)

@@ -17,9 +17,12 @@ Pair = tuple[str, How]
 TORCHSCRIPT = tuple(How(dynamo=False, opset=opset) for opset in (13, 14, 17))
 DYNAMO = tuple(How(dynamo=True, opset=opset, optimize=optimize) for opset in (18, 20, 23) for optimize in (True, False))
 
+HEAVY = {f"{name}-sdpa" for name in ("roberta", "distilbert", "gpt2", "albert", "dinov2", "clip")} | {"swin-eager"}
+"""Models that differ little from others, or take long."""
+
 LIGHT = {
-    *((name, "torchscript-17") for name in CASES),
-    *((name, "torchscript-13") for name in ("bert-eager", "detr", "timm-eager")),
+    *((name, "torchscript-17") for name in CASES if name not in HEAVY),
+    *((name, "torchscript-13") for name in ("bert-eager", "timm-eager")),
     ("detr", "dynamo-20"),
     ("detr", "dynamo-plain-18"),
     ("bert-sdpa", "dynamo-23"),

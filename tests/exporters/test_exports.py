@@ -41,7 +41,8 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 
 @pytest.mark.parametrize("pair", [_param((p,), f"{p[0]}@{p[1]}", heavy) for p, heavy in pairs()], indirect=True)
 def test_sites(pair: Pair) -> None:
-    assert not wrong_sites(CASES[pair[0]], found(*pair).table)
+    name, how = pair
+    assert not wrong_sites(CASES[name], found(*pair).table, ties=not (how.dynamo and how.optimize))
 
 
 @pytest.mark.parametrize(("pair", "kind"), list(_plans()), indirect=["pair"])

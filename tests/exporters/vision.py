@@ -171,6 +171,64 @@ class Swin(nn.Module):
         return cast(Tensor, self.norm(x))
 
 
+class AnySwinBlock(SwinBlock):
+    """Windows of a map of any size: it is filled up to whole windows, and the mask of shifted ones is computed."""
+
+    def __init__(self, width: int, window: int, heads: int, shift: int) -> None:
+        super().__init__(width, 2 * window, window, heads, shift)
+        self.mask = None
+
+    def regions(self, x: Tensor) -> Tensor:
+        """Mask [windows, N, N] of what was not side by side before the shift of a map [B, H, W, C]."""
+
+        def number(size: int) -> Tensor:
+            places = torch.arange(size, device=x.device)
+            return (places >= size - self.window).long() + (places >= size - self.shift).long()
+
+        numbers = number(x.shape[1])[:, None] * 3 + number(x.shape[2])[None, :]
+        own = self.windows(numbers.float()[None, :, :, None]).squeeze(-1)
+        return (own.unsqueeze(1) != own.unsqueeze(2)).float() * -100.0
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """x [B, H * W, C] of a map of H x W."""
+        assert size is not None
+        b, _, c = x.shape
+        (height, width), window = size, self.window
+        y = self.norm1(x).view(b, height, width, c)
+        y = F.pad(y, (0, 0, 0, (window - width % window) % window, 0, (window - height % window) % window))
+        _, rows, columns, _ = y.shape
+        mask = None
+        if self.shift:
+            y = torch.roll(y, (-self.shift, -self.shift), (1, 2))
+            mask = self.regions(y)
+        y = self.attn(self.windows(y), mask)
+        y = y.view(-1, rows // window, columns // window, window, window, c).permute(0, 1, 3, 2, 4, 5)
+        y = y.reshape(-1, rows, columns, c)
+        if self.shift:
+            y = torch.roll(y, (self.shift, self.shift), (1, 2))
+        x = x + y[:, :height, :width].reshape(b, height * width, c)
+        return x + cast(Tensor, self.mlp(self.norm2(x)))
+
+
+class AnySwin(nn.Module):
+    """Two blocks of windows on images of any size, as GLIP's backbone sees them."""
+
+    def __init__(self, width: int = 32, heads: int = 4) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv2d(3, width, 4, 4)
+        self.blocks = nn.ModuleList(AnySwinBlock(width, 4, heads, shift) for shift in (0, 2))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels [B, 3, 4 * H, 4 * W]."""
+        x = self.patch_embed(pixels)
+        size = x.shape[2], x.shape[3]
+        x = x.flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x, size)
+        return cast(Tensor, self.norm(x))
+
+
 class Chunked(nn.Module):
     """Everything packed and cut by ``chunk``: q, k and v, gate and up."""
 

@@ -88,6 +88,37 @@ def test_a_recorded_size_of_an_input_beats_an_unknown() -> None:
     assert shape_of(model, "y") == ["1", "S"]
 
 
+def test_padding_to_whole_windows_keeps_the_other_axes() -> None:
+    body = """
+        h = Shape <start = 1, end = 2> (x)
+        over = Mod (h, four)
+        rest = Sub (four, over)
+        need = Mod (rest, four)
+        pads = Concat <axis = 0> (zeros, need, zero)
+        y = Pad (x, pads)"""
+    weights = "int64[1] four = {4}, int64[4] zeros = {0, 0, 0, 0}, int64[1] zero = {0}"
+    model = model_of(body, inputs="float[B,H,32] x", outputs="float[B,N,32] y", weights=weights)
+    model.graph.outputs[0].shape = None
+    sizes = shape_of(model, "y")
+    assert [sizes[0], sizes[2]] == ["B", "32"]
+    assert "H" in sizes[1]
+    assert sizes[1] != "H"
+
+
+@pytest.mark.parametrize(("test", "rank"), [("1", 1), ("0", 2)])
+def test_an_if_of_a_known_condition_has_the_shape_of_its_branch(test: str, rank: int) -> None:
+    body = """
+        t = Cast <to = 9> (test)
+        y = If (t) <
+            then_branch = a () => (float[N] p) { p = Squeeze (x, axis) },
+            else_branch = b () => (float[N,M] q) { q = Identity (x) }
+        >"""
+    weights = f"int64[1] test = {{{test}}}, int64[1] axis = {{0}}"
+    model = model_of(body, inputs="float[1,W] x", outputs="float[K] y", weights=weights)
+    model.graph.outputs[0].shape = None
+    assert shape_of(model, "y") == ["1", "W"][2 - rank :]
+
+
 def test_embeddings_of_onnx_runtime() -> None:
     body = "y, lengths, z = com.microsoft.EmbedLayerNormalization (ids, segments, words, places, kinds, gamma, beta, mask)"
     weights = "float[9,6] words, float[8,6] places, float[2,6] kinds, float[6] gamma, float[6] beta"
