@@ -141,7 +141,7 @@ def dump_plan(plan: Plan) -> str:
 
 
 def save_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
-    """Write a plan to a file, whole or not at all.
+    """Write a plan to a file, whole or not at all; to a device or a pipe, as it comes.
 
     Raises:
         PlanFileError: the file cannot be written; what stood there still stands.
@@ -149,6 +149,9 @@ def save_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
+        if target.exists() and not target.is_file() and not target.is_dir():
+            target.write_text(dump_plan(plan), encoding="utf-8")
+            return
         try:
             with temporary.open("x", encoding="utf-8", newline="\n") as file:
                 file.write(dump_plan(plan))

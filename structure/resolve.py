@@ -234,8 +234,9 @@ def _cannot_compile(reason: str, where: str) -> RejectedSiteError:
 
 
 def _stale(plan: Plan, table: SiteTable, binding: Binding) -> StaleFingerprintError:
+    lost = next((f"; {name!r} is not" for name in plan.sites if name not in binding.sites), "")
     return StaleFingerprintError(
-        f"the plan was made for another model: of its {len(plan.sites)} sites {len(binding.sites)} are found in this one",
+        f"the plan was made for another model: of its {len(plan.sites)} sites {len(binding.sites)} are found in this one{lost}",
         where="model.fingerprint",
         hint=f"make the plan anew; this model's fingerprint is {table.fingerprint}",
     )

@@ -19,7 +19,7 @@ MANY = 12
 
 
 def one_way(draft: Draft) -> None:
-    """Leave one way of pruning to each MSA: whole heads where it has many of them, else inside heads where every axis allows it."""
+    """Leave one way of pruning to each MSA: whole heads where it has many, else inside heads where every axis allows it."""
     if draft.site.kind == "ffn":
         return
     moves = list(draft.moves())
