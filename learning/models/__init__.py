@@ -1,0 +1,1 @@
+"""The models: MDETR and GLIP, their configurations and checkpoints."""
