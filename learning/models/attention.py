@@ -26,6 +26,15 @@ def padding_bias(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)[:, None, None, :]
 
 
+def parts(x: Tensor, count: int, axis: int) -> list[Tensor]:
+    """``x`` cut into ``count`` equal parts.
+
+    ``chunk`` does the same, and exporters write it as a sequence of tensors, which ONNX Runtime cuts anew on every run.
+    """
+    size = x.shape[axis] // count
+    return [x.narrow(axis, number * size, size) for number in range(count)]
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[..., L, C] -> [..., H, L, D]."""
     return torch.unflatten(x, -1, (heads, x.shape[-1] // heads)).transpose(-3, -2)
@@ -84,7 +93,7 @@ class Attention(nn.Module):
         q, k, v = (
             F.linear(x, weight, offset)
             for x, weight, offset in zip(
-                (query, key, value), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True
+                (query, key, value), parts(self.in_proj_weight, 3, 0), parts(self.in_proj_bias, 3, 0), strict=True
             )
         )
         out: Tensor = self.out_proj(attend(q, k, v, self.heads, bias, self.dropout if self.training else 0.0))

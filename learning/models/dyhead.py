@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from inarch.learning.models.attention import parts
 from inarch.learning.models.deform_conv import TAPS, DeformConv
 
 
@@ -47,7 +48,7 @@ class DynamicRelu(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, C, h, w]."""
         theta = hard_sigmoid(self.fc(x.mean((2, 3))))[:, :, None, None]
-        slope, offset, other_slope, other_offset = theta.chunk(4, 1)
+        slope, offset, other_slope, other_offset = parts(theta, 4, 1)
         first = x * (2 * (slope - 0.5) + 1) + (offset - 0.5)
         second = x * (2 * (other_slope - 0.5)) + (other_offset - 0.5)
         return torch.maximum(first, second)

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+LARGEST = 1 << 14
+"""No size grows beyond this many steps."""
 
 
 @dataclass(frozen=True)
@@ -18,3 +24,12 @@ class Signature:
 
     inputs: Mapping[str, Mapping[int, str]]
     outputs: tuple[str, ...]
+
+    def dynamic_shapes(self) -> dict[str, dict[int, Any]]:
+        """The dynamic axes as ``torch.export.export`` takes them."""
+        return {name: {axis: _size(text) for axis, text in axes.items()} for name, axes in self.inputs.items()}
+
+
+def _size(text: str) -> Any:
+    factor, _, name = text.rpartition("*")
+    return int(factor) * torch.export.Dim(name, min=2, max=LARGEST) if factor else torch.export.Dim.DYNAMIC

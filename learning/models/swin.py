@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inarch.learning.models.attention import join_heads, split_heads
+from inarch.learning.models.attention import join_heads, parts, split_heads
 from inarch.learning.models.glip_config import SwinConfig
 from inarch.learning.models.vit import Mlp
 
@@ -53,7 +53,7 @@ class WindowAttention(nn.Module):
             mask: [windows, N, N], or None.
         """
         cells = x.shape[-2]
-        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, -1))
+        q, k, v = (split_heads(part, self.heads) for part in parts(self.qkv(x), 3, -1))
         index = self.relative_position_index.flatten()
         bias = torch.unflatten(self.relative_position_bias_table[index], 0, (cells, cells)).permute(2, 0, 1)
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + bias
