@@ -25,6 +25,12 @@ def relative_index(window: int) -> Tensor:
     return apart[0] * (2 * window - 1) + apart[1]
 
 
+def rolled(x: Tensor, by: int) -> Tensor:
+    """x [B, H, W, C] moved up and left by ``by`` cells (down and right, where negative); what leaves comes in on the other side."""
+    x = torch.cat((x[:, by:], x[:, :by]), 1)
+    return torch.cat((x[:, :, by:], x[:, :, :by]), 2)
+
+
 class WindowAttention(nn.Module):
     """Self-attention inside windows, with a learned bias for each relative position.
 
@@ -74,39 +80,45 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Mlp(width, hidden)
 
-    def windows(self, x: Tensor) -> Tensor:
-        """[B, H, W, C] -> [B, windows, N, C]."""
-        _, height, width, _ = x.shape
+    def windows(self, x: Tensor, down: int, across: int) -> Tensor:
+        """[B, down * w, across * w, C] -> [B, down * across, N, C]."""
+        batch, channels = x.shape[0], x.shape[3]
         w = self.window
-        x = torch.unflatten(torch.unflatten(x, 2, (width // w, w)), 1, (height // w, w))
-        return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        x = x.reshape(batch, down, w, across, w, channels).transpose(2, 3)
+        return x.reshape(batch, down * across, w * w, channels)
 
-    def regions(self, height: int, width: int, like: Tensor) -> Tensor:
+    def unwindowed(self, x: Tensor, down: int, across: int) -> Tensor:
+        """[B, down * across, N, C] -> [B, down * w, across * w, C]."""
+        batch, channels = x.shape[0], x.shape[3]
+        w = self.window
+        x = x.reshape(batch, down, across, w, w, channels).transpose(2, 3)
+        return x.reshape(batch, down * w, across * w, channels)
+
+    def regions(self, down: int, across: int, like: Tensor) -> Tensor:
         """The mask [windows, N, N] of a shifted map: cells of different regions do not see each other."""
 
-        def region(size: int) -> Tensor:
-            place = torch.arange(size, device=like.device)
-            return (place >= size - self.window).to(like.dtype) + (place >= size - self.shift).to(like.dtype)
+        def region(count: int) -> Tensor:
+            place = torch.arange(count * self.window, device=like.device)
+            last = (count - 1) * self.window
+            return (place >= last).to(like.dtype) + (place >= last + self.window - self.shift).to(like.dtype)
 
-        numbers = 3 * region(height)[:, None] + region(width)[None, :]
-        own = self.windows(numbers[None, :, :, None])[0, :, :, 0]
+        numbers = 3 * region(down)[:, None] + region(across)[None, :]
+        own = self.windows(numbers[None, :, :, None], down, across)[0, :, :, 0]
         return (own[:, :, None] != own[:, None, :]).to(like.dtype) * MASKED
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, H, W, C]."""
         _, height, width, _ = x.shape
         w = self.window
-        y = F.pad(self.norm1(x), (0, 0, 0, (w - width % w) % w, 0, (w - height % w) % w))
-        rows, columns = y.shape[1], y.shape[2]
+        down, across = (height + w - 1) // w, (width + w - 1) // w
+        y = F.pad(self.norm1(x), (0, 0, 0, across * w - width, 0, down * w - height))
         mask = None
         if self.shift:
-            y = torch.roll(y, (-self.shift, -self.shift), (1, 2))
-            mask = self.regions(rows, columns, y)
-        y = self.attn(self.windows(y), mask)
-        y = torch.unflatten(torch.unflatten(y, 2, (w, w)), 1, (rows // w, columns // w))
-        y = y.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+            y = rolled(y, self.shift)
+            mask = self.regions(down, across, y)
+        y = self.unwindowed(self.attn(self.windows(y, down, across), mask), down, across)
         if self.shift:
-            y = torch.roll(y, (self.shift, self.shift), (1, 2))
+            y = rolled(y, -self.shift)
         x = x + y[:, :height, :width]
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
