@@ -13,7 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -32,13 +32,13 @@ Translations = Mapping[Any, Callable[..., Any]]
 
 AxisNames = Mapping[str, Mapping[int, str]]
 
-_EXPORTER = ("pkg.torch", "namespace")
+_EXPORTER = ("pkg.torch", "pkg.onnxscript", "namespace")
 _SYMBOL = re.compile(r"\b[su]\d+\b")
 
 
-def is_torch(source: object) -> bool:
-    """Whether :func:`from_torch` takes it: a module (an FX graph module is one) or an exported program."""
-    return isinstance(source, (nn.Module, torch.export.ExportedProgram))
+def is_program(source: object) -> TypeGuard[torch.export.ExportedProgram]:
+    """Whether it is an exported program, which needs no example inputs."""
+    return isinstance(source, torch.export.ExportedProgram)
 
 
 def from_torch(
@@ -95,7 +95,7 @@ def from_torch(
             opset_version=opset,
             input_names=input_names,
             output_names=output_names,
-            custom_translation_table=cast("dict[Any, Any]", dict(translations or {})),
+            custom_translation_table=dict(translations or {}),
             verbose=False,
         )
     if exported is None:

@@ -48,6 +48,22 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     return _Reader(Path(path)).read()
 
 
+def read_proto(proto: onnx.ModelProto, folder: str | os.PathLike[str] | None = None) -> ir.Model:
+    """Read an ONNX model that is in memory already, with the same checks as :func:`load_model`.
+
+    Args:
+        proto: the model; it is copied and not changed.
+        folder: where its external data lie; None refuses external data.
+
+    Returns:
+        As :func:`load_model`.
+
+    Raises:
+        ModelError: it is no valid ONNX model, or it needs something that inarch does not read.
+    """
+    return _Reader(Path(folder, "model") if folder is not None else None, proto).read()
+
+
 @dataclass
 class _Scope:
     """Names of one graph or function body, and what its nodes use."""
@@ -58,10 +74,11 @@ class _Scope:
 
 
 class _Reader:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._folder = path.parent
-        self._file: MappedFile
+    def __init__(self, path: Path | None, proto: onnx.ModelProto | None = None) -> None:
+        self._path = path or Path("model")
+        self._folder = path.parent if path is not None else None
+        self._given = proto
+        self._file: MappedFile | None = None
         self._located: dict[str, MappedFile] = {}  # external location -> file
         self._tensors: list[ir.TensorProtocol] = []
         self._unsorted: set[str] = set()  # "" for the graph, else a function's identifier
@@ -93,25 +110,30 @@ class _Reader:
                 function.sort()
         if "" in self._unsorted:
             model.graph.sort()
-        model.graph.meta[SOURCES] = [str(self._path), *(str(file.path) for file in self._located.values())]
+        own = [str(self._path)] if self._file is not None else []
+        model.graph.meta[SOURCES] = [*own, *(str(file.path) for file in self._located.values())]
         return model
 
     def _parse(self) -> onnx.ModelProto:
-        """The model's protobuf without its large tensors."""
+        """The model's protobuf without its large tensors; one that was given is copied."""
+        if self._given is not None:
+            copy = onnx.ModelProto()
+            copy.CopyFrom(self._given)
+            return copy
         if not self._path.exists():
             raise self._refuse("there is no such file")
         if not self._path.is_file():
             raise self._refuse("this is not a file", "give the .onnx file itself")
         try:
-            self._file = MappedFile(self._path)
+            file = self._file = MappedFile(self._path)
         except OSError as error:
             raise self._refuse(f"the file cannot be read: {error.strerror or error}") from error
         hint = "give a binary .onnx file, and check that it was copied whole"
-        if not self._file.size:
+        if not file.size:
             raise self._refuse("the file is empty", hint)
         proto = onnx.ModelProto()
         try:
-            proto.ParseFromString(split(self._file.view(0, self._file.size), _MAPPED_BYTES))
+            proto.ParseFromString(split(file.view(0, file.size), _MAPPED_BYTES))
         except Exception as error:  # a WireError, or protobuf's DecodeError, whose module has no types
             raise self._refuse(f"this is not an ONNX model, or it is truncated: {error}", hint) from error
         return proto
@@ -373,7 +395,8 @@ class _Reader:
                 f"{what} has {numbers['length']} bytes of external data; {dtype.name} of shape {list(proto.dims)} needs {needed}"
             )
         location = entries.get("location", "")
-        file = self._file if location == INLINE_LOCATION else self._locate(location, what)
+        own = self._file if location == INLINE_LOCATION else None
+        file = own or self._locate(location, what)
         if offset + needed > file.size:
             raise self._refuse(
                 f"{what} lies at bytes {offset} to {offset + needed} of {file.path.name!r}, which has {file.size}",
@@ -386,6 +409,8 @@ class _Reader:
         known = self._located.get(location)
         if known is not None:
             return known
+        if self._folder is None:
+            raise self._refuse(f"{what} lies in a file, and a model in memory has no folder", "give the path of the .onnx file")
         outside = f"{what} lies in {location!r}, outside of the model's folder"
         path = Path(os.path.normpath(self._folder / location))
         if not location or "\0" in location:

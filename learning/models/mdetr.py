@@ -37,7 +37,8 @@ class Backbone(nn.Module):
 
     def forward(self, pixels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Feature map [B, channels, h, w] and its mask [B, h, w], True on real cells (nearest pixel)."""
-        features: Tensor = self.body(pixels)
+        # Real cells near the edge see padding too: it is zero for them, whatever it was given as.
+        features: Tensor = self.body(torch.where(mask[:, None], pixels, 0.0))
         cells = F.interpolate(mask[:, None].to(torch.float32), size=features.shape[-2:], mode="nearest")[:, 0]
         return features, cells > 0.5
 
@@ -148,7 +149,7 @@ class Mdetr(nn.Module):
         """Ground a text in an image.
 
         Args:
-            pixel_values: [B, 3, H, W], normalised, zero on padding.
+            pixel_values: [B, 3, H, W], normalised; what lies on padding does not matter.
             pixel_mask: [B, H, W] bool, True on real pixels (the opposite of the paper's own code).
             input_ids: [B, T] int64.
             attention_mask: [B, T] int64, 1 on real tokens.

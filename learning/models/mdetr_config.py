@@ -13,6 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[int, Field(ge=1)]
 
 
+def _check_heads(width: int, heads: int) -> None:
+    if width % heads:
+        raise ValueError(f"width {width} is no multiple of {heads} heads")
+
+
 class Frozen(BaseModel):
     """Base of all configurations: immutable, strict, read from and written to JSON by pydantic."""
 
@@ -43,6 +48,13 @@ class TextConfig(Frozen):
     epsilon: float = 1e-5
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     pooler: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> TextConfig:
+        _check_heads(self.width, self.heads)
+        if self.longest < 1:
+            raise ValueError(f"{self.positions} positions leave no room for a token")
+        return self
 
     @property
     def longest(self) -> int:
@@ -92,6 +104,13 @@ class VitConfig(Frozen):
     heads: Positive = 12
     hidden: Positive = 3072
     epsilon: float = 1e-6
+
+    @model_validator(mode="after")
+    def _fits(self) -> VitConfig:
+        _check_heads(self.width, self.heads)
+        if self.image % self.patch:
+            raise ValueError(f"an image of {self.image} pixels is not made of patches of {self.patch}")
+        return self
 
     @property
     def channels(self) -> int:
@@ -143,8 +162,9 @@ class MdetrConfig(Frozen):
 
     @model_validator(mode="after")
     def _fits(self) -> MdetrConfig:
-        if self.width % self.heads or self.width % 4:
-            raise ValueError(f"width {self.width} is no multiple of 4 and of {self.heads} heads")
+        _check_heads(self.width, self.heads)
+        if self.width % 4:
+            raise ValueError(f"width {self.width} is no multiple of 4, which the position embedding needs")
         if self.answer_layer >= self.decoder_layers:
             raise ValueError(f"answers cannot be read from decoder layer {self.answer_layer} of {self.decoder_layers}")
         return self

@@ -26,7 +26,7 @@ def relative_index(window: int) -> Tensor:
 
 
 def rolled(x: Tensor, by: int) -> Tensor:
-    """x [B, H, W, C] moved up and left by ``by`` cells (down and right, where negative); what leaves comes in on the other side."""
+    """x [B, H, W, C] moved up and left by ``by`` cells (or back, where negative); what leaves comes in on the other side."""
     x = torch.cat((x[:, by:], x[:, :by]), 1)
     return torch.cat((x[:, :, by:], x[:, :, :by]), 2)
 

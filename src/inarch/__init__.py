@@ -16,15 +16,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from inarch.api import compile, discover, make_plan, verify
+    from inarch.api import Example, compile, discover, make_plan, verify
     from inarch.structure.errors import InarchError
     from inarch.structure.plan import Plan, load_plan, save_plan
 
 __version__ = "0.1.0"
 
-__all__ = ["InarchError", "Plan", "__version__", "compile", "discover", "load_plan", "make_plan", "save_plan", "verify"]
+__all__ = [
+    "Example",
+    "InarchError",
+    "Plan",
+    "__version__",
+    "compile",
+    "discover",
+    "load_plan",
+    "make_plan",
+    "save_plan",
+    "verify",
+]
 
 _HOME = {
+    "Example": "inarch.api",
     "InarchError": "inarch.structure.errors",
     "Plan": "inarch.structure.plan",
     "compile": "inarch.api",

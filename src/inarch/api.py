@@ -1,16 +1,21 @@
 """The functions of the public face: what the command line does, from Python.
 
-A *model* is a path or an ``onnx_ir.Model``, a *plan* a path or a :class:`~inarch.structure.plan.Plan`. Rooms are imported inside
-the functions, so that who only compiles loads no ONNX Runtime.
+A *model* is a path, an ``onnx_ir.Model``, an ``onnx.ModelProto``, what ``torch.onnx.export`` returns, torch's
+``ExportedProgram``, or an :class:`Example`: a torch module with inputs to follow it on. A *plan* is a path or a
+:class:`~inarch.structure.plan.Plan`. Rooms are imported inside the functions, so that who compiles loads neither ONNX Runtime
+nor torch.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+import onnx
 import onnx_ir as ir
 
 if TYPE_CHECKING:
@@ -24,20 +29,82 @@ if TYPE_CHECKING:
 
     Inputs = str | os.PathLike[str] | Sequence[Case]
 
-AnyModel = str | os.PathLike[str] | ir.Model
+
+@dataclass(frozen=True)
+class Example:
+    """A torch module (an FX graph module is one) with inputs to follow it on.
+
+    Attributes:
+        module: the module; it is not changed, and its weights are copied when it is read.
+        args: inputs by position.
+        kwargs: inputs by name.
+        dynamic_shapes: which axes may change, as ``torch.export.export`` takes them; all are fixed by default.
+        options: further options of :func:`inarch.frontends.fx.from_torch`.
+    """
+
+    module: Any
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    dynamic_shapes: Any = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class _OnnxProgram(Protocol):
+    """What ``torch.onnx.export(..., dynamo=True)`` returns."""
+
+    @property
+    def model(self) -> ir.Model: ...
+
+
+class _ExportedProgram(Protocol):
+    """What ``torch.export.export`` returns."""
+
+    @property
+    def graph_module(self) -> Any: ...
+
+
+AnyModel: TypeAlias = str | os.PathLike[str] | ir.Model | onnx.ModelProto | _OnnxProgram | _ExportedProgram | Example
 
 
 def open_model(model: AnyModel) -> ir.Model:
-    """The model itself, or the one that the file holds, its weights mapped and not read.
+    """The graph of anything that holds a model; what was given is not changed. Weights in files are mapped and not read.
 
     Raises:
-        ModelError: the file is no valid ONNX model.
+        ModelError: the file or the message is no valid ONNX model, or torch cannot export the module.
+        InarchError: it is nothing that holds a model.
     """
     if isinstance(model, ir.Model):
         return model
-    from inarch.frontends.onnx_file import load_model
+    if isinstance(model, str | os.PathLike):
+        from inarch.frontends.onnx_file import load_model
 
-    return load_model(model)
+        return load_model(model)
+    if isinstance(model, onnx.ModelProto):
+        from inarch.frontends.onnx_file import read_proto
+
+        return read_proto(model)
+    if isinstance(model, Example):
+        from inarch.frontends.fx import from_torch
+
+        return from_torch(model.module, model.args, model.kwargs, dynamic_shapes=model.dynamic_shapes, **model.options)
+    held = getattr(model, "model", None)
+    if isinstance(held, ir.Model):
+        return held
+    if "torch" in sys.modules:
+        from inarch.frontends.fx import from_torch, is_program
+
+        if is_program(model):
+            return from_torch(model)
+    from inarch.structure.errors import InarchError
+
+    kind = type(model).__name__
+    hint = "a path, onnx_ir.Model, onnx.ModelProto, torch's ONNXProgram or ExportedProgram, or inarch.Example(module, inputs)"
+    raise InarchError(f"a {kind} holds no model that can be read", hint=hint)
+
+
+def _runnable(model: AnyModel) -> str | os.PathLike[str] | ir.Model:
+    """A path as it is, anything else as a graph."""
+    return model if isinstance(model, str | os.PathLike) else open_model(model)
 
 
 def open_plan(plan: str | os.PathLike[str] | Plan) -> Plan:
@@ -66,7 +133,12 @@ def open_cost(cost: str | os.PathLike[str] | CostTable | None) -> CostTable:
 
 def model_name(model: AnyModel) -> str:
     """What a plan calls the model: the file's name without its ending, or the graph's name."""
-    return (model.graph.name or "model") if isinstance(model, ir.Model) else Path(model).stem
+    if isinstance(model, str | os.PathLike):
+        return Path(model).stem
+    if isinstance(model, Example):
+        return type(model.module).__name__
+    name = model.graph.name if isinstance(model, ir.Model | onnx.ModelProto) else None
+    return name or "model"
 
 
 def discover(model: AnyModel) -> Discovery:
@@ -196,7 +268,7 @@ def verify(
     """Apply a plan by values only, and hold the compiled model against the result in ONNX Runtime.
 
     Args:
-        original: the model that was compiled.
+        original: the model that was compiled; for a torch module its export, see :func:`open_model`.
         plan: what it was compiled with.
         compiled: the result.
         inputs: an ``.npz`` file or cases of your own; made to fit the graph by default.
@@ -214,9 +286,9 @@ def verify(
     from inarch.runtime.verify import verify
 
     return verify(
-        original,
+        _runnable(original),
         open_plan(plan),
-        compiled,
+        _runnable(compiled),
         inputs=inputs,
         seed=seed,
         providers=(provider,),
