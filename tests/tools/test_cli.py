@@ -18,7 +18,19 @@ from inarch import __version__
 
 from tests.tools.conftest import Run
 
-COMMANDS = ("inspect", "plan make", "plan lint", "plan diff", "plan schema", "compile", "verify", "bench", "passes", "demo")
+COMMANDS = (
+    "inspect",
+    "plan make",
+    "plan lint",
+    "plan diff",
+    "plan schema",
+    "compile",
+    "verify",
+    "bench",
+    "passes",
+    "export",
+    "demo",
+)
 
 
 def narrow(text: str) -> bool:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,11 +27,11 @@ from inarch.frontends.onnx_file import load_model
 from inarch.structure.plan import save_plan
 from inarch.tools import render
 from inarch.tools.benchmarks import machine
-from inarch.tools.benchmarks.models import TwinEncoders
+from inarch.tools.benchmarks.twin import TwinEncoders
+from inarch.tools.benchmarks.watch import watch
 
 TIME_FACTOR, TIME_REST = 1.5, 2.0
 MEMORY_TENSORS, MEMORY_REST = 3, 300_000_000
-_INTERVAL = 0.005
 
 
 @dataclass(frozen=True)
@@ -105,29 +104,10 @@ def measure(model: Path, plan: Path, folder: Path, pairs: int) -> Result:
             report("measuring time", number + 1, pairs + 1)
     tensors = [tensor.nbytes for tensor in load_model(model).graph.initializers.tensors()]
     command = [sys.executable, "-m", "inarch", "compile", str(model), str(plan), "-o", str(folder / "compiled.onnx"), "--json"]
-    peak = peak_anonymous(command)
+    peak = watch(command).anonymous
     files = sum(path.stat().st_size for path in (model, *_data_files(model)))
     baseline, copied, compiled = (tuple(times) for times in seconds)
     return Result(baseline, copied, compiled, peak, max(tensors), files)
-
-
-def peak_anonymous(command: Sequence[str]) -> int:
-    """Run a command; the most anonymous memory of its process that was seen, in bytes.
-
-    Raises:
-        SystemExit: the command failed.
-    """
-    most = 0
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        status = Path(f"/proc/{process.pid}/status")
-        while process.poll() is None:
-            for line in status.read_text(encoding="utf-8").splitlines():
-                if line.startswith("RssAnon:"):
-                    most = max(most, int(line.split()[1]) * 1024)
-            time.sleep(_INTERVAL)
-    if process.returncode:
-        raise SystemExit(f"the command failed with exit code {process.returncode}: {' '.join(command)}")
-    return most
 
 
 def as_text(result: Result, about: dict[str, object]) -> str:

@@ -1,103 +1,194 @@
-"""The benchmarks' model: a text and a vision encoder of equal width with seeded random weights, 649 MiB at full size.
+"""``make bench-models``: MDETR and GLIP at full size, step by step, each step a process of its own.
 
-Weights are made while they are written, one tensor at a time, so a model larger than memory can be built. Equal arguments
-give equal bytes.
+Every model is exported with random weights, inspected, planned without training, compiled, and verified at two image sizes and two
+text lengths; time and peak memory of each step are printed. For the model whose two backbones have one width, memory and latency
+are measured as well.
 """
 
 from __future__ import annotations
 
-import hashlib
+import argparse
 import json
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import onnx_ir as ir
 
-from inarch.tools.encoders import BERT_NAMES, VIT_NAMES, Encoder, GraphBuilder
-from inarch.tools.towers import save_model
+from inarch.tools import render
+from inarch.tools.benchmarks import machine
+from inarch.tools.benchmarks.watch import watch
 
-OUTPUT = "sum"
-INPUTS = ("text.x", "vision.x")
+KEEP = 0.63
+MEMORY_SHARE = 0.95
+SLOWER = 1.02
 
 
 @dataclass(frozen=True)
-class TwinEncoders:
-    """Sizes of the two-tower model.
+class Subject:
+    """A model and what is done with it.
 
     Attributes:
-        layers: layers of each encoder.
-        width: of the residual streams.
-        heads: of each attention; heads times head_dim is the width.
-        hidden: units of each FFN.
-        seed: of the weights.
+        name: its preset.
+        steps: what is done, in order.
+        sizes: (batch, height, width, text length) of the inputs that it is verified on.
     """
 
-    layers: int = 12
-    width: int = 768
-    heads: int = 12
-    hidden: int = 3072
-    seed: int = 0
-
-    @property
-    def head_dim(self) -> int:
-        """Units a head."""
-        return self.width // self.heads
-
-    def encoder(self, *, text: bool) -> Encoder:
-        """One tower: post-norm like BERT, or pre-norm like a ViT."""
-        names, epsilon = (BERT_NAMES, 1e-12) if text else (VIT_NAMES, 1e-6)
-        return Encoder(self.width, self.heads, self.head_dim, self.hidden, names, pre_norm=not text, epsilon=epsilon)
-
-    def build(self) -> ir.Model:
-        """The model, its weights lazy: inputs :data:`INPUTS` [batch, sequence, width], output :data:`OUTPUT`, their sum."""
-        graph = GraphBuilder("", self._weights)
-        rows = ("batch", "sequence")
-        shape = (*rows, self.width)
-        text, vision = (graph.input(name, ir.DataType.FLOAT, shape) for name in INPUTS)
-        for number in range(self.layers):
-            text = self.encoder(text=True).layer(graph, text, f"text.layer.{number}", rows)
-        for number in range(self.layers):
-            vision = self.encoder(text=False).layer(graph, vision, f"vision.layer.{number}", rows)
-        vision = self.encoder(text=False).norm(graph, vision, "vision.norm", rows)
-        total = graph.rename(graph.op("Add", [text, vision], "sum", shape), OUTPUT)
-        return graph.model([total], "twin_encoders")
-
-    def save(self, folder: Path) -> Path:
-        """Write the model into ``folder``, unless it is there already; the name says what it is.
-
-        Returns:
-            The path of the ``.onnx`` file; its data lies beside it.
-        """
-        label = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
-        path = folder / f"twin_{self.layers}x{self.width}_{label}.onnx"
-        if not path.is_file():
-            save_model(self.build(), path)
-        return path
-
-    def _weights(self, name: str, shape: tuple[int, ...]) -> ir.TensorProtocol:
-        def make() -> ir.TensorProtocol:
-            return ir.tensor(draw(name, shape, self.seed))
-
-        return ir.LazyTensor(make, ir.DataType.FLOAT, ir.Shape(shape))
+    name: str
+    steps: tuple[str, ...] = ("export", "inspect", "plan", "compile", "verify")
+    sizes: tuple[tuple[int, int, int, int], ...] = ((1, 256, 320, 12), (2, 192, 160, 7))
 
 
-def draw(name: str, shape: tuple[int, ...], seed: int) -> npt.NDArray[np.float32]:
-    """A parameter's values: matrices of gain 1, norms near the identity, small biases; of the name and the seed alone."""
-    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
-    values = np.random.default_rng([seed, key]).standard_normal(shape, dtype=np.float32)
-    if len(shape) > 1:
-        values *= np.float32(shape[0] ** -0.5)
-    else:
-        values *= np.float32(0.02)
-        if "norm" in name.lower() and name.endswith(".weight"):
-            values += np.float32(1)
-    return values
+SUBJECTS = (
+    Subject("mdetr-r101"),
+    Subject("mdetr-vit-b", ("export", "inspect", "plan", "compile", "verify", "bench")),
+    Subject("glip-t"),
+    Subject("glip-l", ("export", "inspect", "plan", "compile")),
+)
 
 
-def feeds(model: TwinEncoders, rows: Sequence[int] = (1, 128), seed: int = 0) -> dict[str, npt.NDArray[np.float32]]:
-    """Inputs of (batch, sequence) ``rows``."""
-    rng = np.random.default_rng(seed)
-    return {name: rng.standard_normal((*rows, model.width), dtype=np.float32) for name in INPUTS}
+@dataclass(frozen=True)
+class Step:
+    """One step's costs, and what it said.
+
+    Attributes:
+        model: the preset.
+        step: what was done.
+        seconds: wall time of the process.
+        anonymous: most anonymous memory, in bytes.
+        resident: most resident memory, mapped files included, in bytes.
+        said: the result in short.
+    """
+
+    model: str
+    step: str
+    seconds: float
+    anonymous: int
+    resident: int
+    said: str
+
+
+def save_inputs(subject: Subject, path: Path) -> None:
+    """Write the inputs that a model is verified on, one case a size."""
+    from inarch.learning.models import build
+
+    model = build(subject.name, device="meta")
+    arrays: dict[str, Any] = {}
+    for number, size in enumerate(subject.sizes):
+        for name, tensor in model.example(*size, seed=number).items():
+            arrays[f"{'x'.join(map(str, size))}/{name}"] = tensor.numpy()
+    np.savez(path, **arrays)
+
+
+def run(subject: Subject, folder: Path, keep: float) -> tuple[list[Step], dict[str, Any] | None]:
+    """All steps of one model; the last value is what ``inarch bench`` said, where it ran."""
+    name = subject.name
+    dense, plan, compiled, inputs = (folder / f"{name}{end}" for end in (".onnx", ".plan.json", ".compiled.onnx", ".npz"))
+    commands: dict[str, list[str | Path]] = {
+        "export": ["export", "--model", name, "--out", dense],
+        "inspect": ["inspect", dense],
+        "plan": ["plan", "make", dense, "--keep", str(keep), "--out", plan],
+        "compile": ["compile", dense, plan, "--out", compiled],
+        "verify": ["verify", dense, plan, compiled, "--inputs", inputs],
+        "bench": ["bench", dense, compiled, "--inputs", inputs],
+    }
+    save_inputs(subject, inputs)
+    steps, measured = [], None
+    for step in subject.steps:
+        render.say(f"{name}: {step}")
+        done = watch([sys.executable, "-m", "inarch", *map(str, commands[step]), "--json"])
+        document = json.loads(done.output)
+        steps.append(Step(name, step, done.seconds, done.anonymous, done.resident, said(step, document)))
+        render.say(f"  {done.seconds:.0f} s, {done.anonymous / 1e9:.2f} GB anonymous: {steps[-1].said}")
+        measured = document if step == "bench" else measured
+    return steps, measured
+
+
+def said(step: str, document: dict[str, Any]) -> str:
+    """A step's result in a few words."""
+    if step == "export":
+        return f"{document['parameters']:,} parameters, {document['nodes']} nodes"
+    if step == "inspect":
+        kinds = [site["kind"] for site in document["sites"]]
+        return f"{kinds.count('msa')} MSAs, {kinds.count('ffn')} FFNs, {sum(s['parameters'] for s in document['sites']):,} parameters"
+    if step == "plan":
+        return f"{document['kept_model']:.1%} of the model kept, {document['kept_sites']:.1%} of its sites"
+    if step == "compile":
+        share = document["stored_parameters"] / document["parameters"]
+        return f"{document['stored_parameters']:,} parameters stored, {share:.1%}"
+    if step == "verify":
+        return "equivalent" if document["ok"] else "NOT equivalent"
+    return ", ".join(f"{r['threads']} threads {r['ratio']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" for r in document["latency"])
+
+
+def missed(bench: dict[str, Any]) -> list[str]:
+    """Targets that a model misses, each in one sentence."""
+    dense, compiled = bench["dense"], bench["compiled"]
+    saved = dense["size"]["unique_bytes"] - compiled["size"]["unique_bytes"]
+    fell = dense["memory"]["model_anonymous"] - compiled["memory"]["model_anonymous"]
+    sentences = []
+    if fell < MEMORY_SHARE * saved:
+        sentences.append(f"anonymous memory fell by {fell / saved:.1%} of the bytes saved, wanted {MEMORY_SHARE:.0%}")
+    for report in bench["latency"]:
+        if report["ratio"] > SLOWER:
+            sentences.append(f"latency ratio {report['ratio']:.3f} at {report['threads']} threads, allowed {SLOWER}")
+    return sentences
+
+
+def as_text(steps: Sequence[Step], benches: dict[str, dict[str, Any]], about: dict[str, object]) -> str:
+    """The measurement as a Markdown page."""
+    lines = ["# MDETR and GLIP at full size", "", *(f"- {key}: {value}" for key, value in about.items()), ""]
+    lines += ["| model | step | seconds | anonymous GB | resident GB | |", "|---|---|---|---|---|---|"]
+    for s in steps:
+        lines.append(f"| {s.model} | {s.step} | {s.seconds:.1f} | {s.anonymous / 1e9:.2f} | {s.resident / 1e9:.2f} | {s.said} |")
+    lines += ["", "Resident memory counts mapped files, which the system takes back when it needs the space."]
+    for name, bench in benches.items():
+        dense, compiled = bench["dense"], bench["compiled"]
+        saved = dense["size"]["unique_bytes"] - compiled["size"]["unique_bytes"]
+        fell = dense["memory"]["model_anonymous"] - compiled["memory"]["model_anonymous"]
+        lines += [
+            "",
+            f"{name}: {saved / 1e6:.1f} MB of tensors saved, anonymous memory of the loaded model falls by {fell / 1e6:.1f} MB",
+        ]
+        lines += [f"({fell / saved:.1%}).", *(f"- missed: {sentence}" for sentence in missed(bench))]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; 1 where a target is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("bench-out"), help="where models are written (default: bench-out)")
+    parser.add_argument("--models", default="", help="only these, separated by commas")
+    parser.add_argument("--keep", type=float, default=KEEP, help="fraction of each whole model that is kept")
+    parser.add_argument("--record", action="store_true", help="write the result to docs/measurements")
+    options = parser.parse_args(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    known = {subject.name: subject for subject in SUBJECTS}
+    chosen = [name for name in options.models.split(",") if name] or list(known)
+    unknown = sorted(set(chosen) - set(known))
+    if unknown:
+        parser.error(f"no model {unknown[0]!r}; there are {', '.join(known)}")
+    about: dict[str, object] = {"keep": options.keep, "planner": "similarity", **machine.describe()}
+    started = time.monotonic()
+    steps: list[Step] = []
+    benches: dict[str, dict[str, Any]] = {}
+    for name in chosen:
+        done, bench = run(known[name], options.out, options.keep)
+        steps += done
+        if bench is not None:
+            benches[name] = bench
+    about["duration_seconds"] = round(time.monotonic() - started)
+    text = as_text(steps, benches, about)
+    data = {"about": about, "steps": [asdict(step) for step in steps], "bench": benches}
+    target = Path("docs/measurements") if options.record else options.out
+    for path in machine.record(target, "models", data, text):
+        render.say(f"wrote {path}")
+    sys.stdout.write(text)
+    return 1 if any(missed(bench) for bench in benches.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -30,7 +30,7 @@ from inarch.structure.resolve import AxisDecision, build_plan, identity, resolve
 from inarch.structure.sites import Site, SiteTable
 from inarch.tools import render
 from inarch.tools.benchmarks import machine
-from inarch.tools.benchmarks.models import TwinEncoders, feeds
+from inarch.tools.benchmarks.twin import TwinEncoders, feeds
 
 FILE_SLACK = 0.01
 MEMORY_SHARE = 0.95
