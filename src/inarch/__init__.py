@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from inarch.api import Example, compile, discover, make_plan, verify
+    from inarch.compiler.compile_pass import CompilePass
     from inarch.structure.errors import InarchError
     from inarch.structure.plan import Plan, load_plan, save_plan
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CompilePass",
     "Example",
     "InarchError",
     "Plan",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "CompilePass": "inarch.compiler.compile_pass",
     "Example": "inarch.api",
     "InarchError": "inarch.structure.errors",
     "Plan": "inarch.structure.plan",

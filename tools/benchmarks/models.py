@@ -1,8 +1,8 @@
 """``make bench-models``: MDETR and GLIP at full size, step by step, each step a process of its own.
 
-Every model is exported with random weights, inspected, planned without training, compiled, and verified at two image sizes and two
-text lengths; time and peak memory of each step are printed. For the model whose two backbones have one width, memory and latency
-are measured as well.
+Every model is exported with random weights, inspected, planned without training, compiled, and verified at two image sizes and
+two text lengths; time and peak memory of each step are printed. For the model whose two backbones have one width, memory and
+latency are measured as well.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ def said(step: str, document: dict[str, Any]) -> str:
         return f"{document['parameters']:,} parameters, {document['nodes']} nodes"
     if step == "inspect":
         kinds = [site["kind"] for site in document["sites"]]
-        return f"{kinds.count('msa')} MSAs, {kinds.count('ffn')} FFNs, {sum(s['parameters'] for s in document['sites']):,} parameters"
+        inside = sum(site["parameters"] for site in document["sites"])
+        return f"{kinds.count('msa')} MSAs and {kinds.count('ffn')} FFNs with {inside:,} parameters"
     if step == "plan":
         return f"{document['kept_model']:.1%} of the model kept, {document['kept_sites']:.1%} of its sites"
     if step == "compile":
@@ -149,11 +150,8 @@ def as_text(steps: Sequence[Step], benches: dict[str, dict[str, Any]], about: di
         dense, compiled = bench["dense"], bench["compiled"]
         saved = dense["size"]["unique_bytes"] - compiled["size"]["unique_bytes"]
         fell = dense["memory"]["model_anonymous"] - compiled["memory"]["model_anonymous"]
-        lines += [
-            "",
-            f"{name}: {saved / 1e6:.1f} MB of tensors saved, anonymous memory of the loaded model falls by {fell / 1e6:.1f} MB",
-        ]
-        lines += [f"({fell / saved:.1%}).", *(f"- missed: {sentence}" for sentence in missed(bench))]
+        lines += ["", f"{name}: {saved / 1e6:.1f} MB of tensors saved; anonymous memory of the loaded model falls by"]
+        lines += [f"{fell / 1e6:.1f} MB ({fell / saved:.1%}).", *(f"- missed: {sentence}" for sentence in missed(bench))]
     return "\n".join(lines) + "\n"
 
 
