@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -37,6 +38,8 @@ class Dim:
         return Dim(self.coef // other.coef, tuple(sorted(left.elements())))
 
 
+_SPELLED = 160  # characters
+
 ONE = Dim(1)
 Shape = tuple[Dim, ...]
 
@@ -47,8 +50,15 @@ def dim(value: int) -> Dim:
 
 
 def opaque(kind: str, *parts: object) -> Dim:
-    """A symbol for a quantity that is no product; equal parts give equal symbols."""
-    return Dim(1, (f"{kind}({','.join(str(p) for p in parts)})",))
+    """A symbol for a quantity that is no product; equal parts give equal symbols.
+
+    Symbols are spelled out while they are short. A long one is a digest of its spelling: each residual block of a convolutional
+    network would double it.
+    """
+    spelled = ",".join(str(p) for p in parts)
+    if len(spelled) > _SPELLED:
+        spelled = hashlib.blake2b(spelled.encode(), digest_size=12).hexdigest()
+    return Dim(1, (f"{kind}({spelled})",))
 
 
 def product(dims: Iterable[Dim]) -> Dim:

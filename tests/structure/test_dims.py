@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inarch.structure.dims import ONE, Dim, add, broadcast, dim, floor_div, product
+from inarch.structure.dims import ONE, Dim, add, broadcast, dim, floor_div, opaque, product
 
 NUMBERS = {"B": 6, "S": 35, "H": 11}
 """What the symbols are worth here; no two are equal, and each has a divisor that others lack."""
@@ -80,3 +80,17 @@ def test_two_unknowns_may_be_either() -> None:
     b, s = Dim(1, ("B",)), Dim(1, ("S",))
     assert broadcast([(b,), (s,)]) == broadcast([(s,), (b,)])
     assert broadcast([(b,), (s,)])[0] not in (b, s)
+
+
+def test_symbols_of_deep_networks_stay_short() -> None:
+    """Sixty residual blocks, each of which would spell its input's size twice."""
+
+    def deep(start: str) -> Dim:
+        size = Dim(1, (start,))
+        for _ in range(60):
+            size = opaque("bcast", size, opaque("conv", size, 3))
+        return size
+
+    assert len(str(deep("H"))) < 200
+    assert deep("H") == deep("H")
+    assert deep("H") != deep("W")
