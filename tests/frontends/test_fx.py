@@ -58,7 +58,7 @@ def inputs_of(name: str) -> list[str]:
 
 
 def way_in(route: str, name: str, folder: Path) -> object:
-    options = {"input_names": inputs_of(name), "output_names": CASES[name].outputs}
+    options: dict[str, Any] = {"input_names": inputs_of(name), "output_names": CASES[name].outputs}
     if route == "module":
         return Example(build(CASES[name]), (), example(name), dynamic(name), options)
     if route == "graph module":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import numpy as np
@@ -44,10 +45,14 @@ def case(stride: int) -> list[torch.Tensor]:
     return [x, 2 * offset, mask.sigmoid(), weight, bias]
 
 
+def form(function: Callable[..., torch.Tensor], tensors: Sequence[torch.Tensor], stride: int) -> torch.Tensor:
+    return function(*tensors, stride)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_it_is_the_formula(stride: int) -> None:
     tensors = case(stride)
-    got = sampled(*tensors, stride=stride).numpy()
+    got = form(sampled, tensors, stride).numpy()
     x, offset, mask, weight, bias = (tensor.numpy() for tensor in tensors)
     for image in range(2):
         want = naive(x[image], offset[image], mask[image], weight, bias, stride)
@@ -57,13 +62,13 @@ def test_it_is_the_formula(stride: int) -> None:
 def test_the_operator_is_the_same_function() -> None:
     tensors = [tensor.float() for tensor in case(1)]
     with as_operator():
-        as_one = deform_conv(*tensors, stride=1)
-    torch.testing.assert_close(as_one, deform_conv(*tensors, stride=1))
+        as_one = form(deform_conv, tensors, 1)
+    torch.testing.assert_close(as_one, form(deform_conv, tensors, 1))
 
 
 def test_gradients_are_those_of_the_formula() -> None:
     tensors = [tensor.requires_grad_() for tensor in case(2)]
-    assert torch.autograd.gradcheck(lambda *given: sampled(*given, stride=2), tensors)
+    assert torch.autograd.gradcheck(lambda *given: form(sampled, given, 2), tensors)
 
 
 def test_a_block_of_the_head_is_the_formula() -> None:
@@ -72,8 +77,9 @@ def test_a_block_of_the_head_is_the_formula() -> None:
     block = DyConv(4, 2, 2).double().eval()
     with torch.no_grad():
         block.offset.weight.normal_(std=0.3)
-        for conv in block.DyConv:
-            conv.conv.weight.normal_(std=0.3)
+        for name, parameter in block.named_parameters():
+            if name.endswith("conv.weight"):
+                parameter.normal_(std=0.3)
         maps = [torch.randn(2, 4, 8 >> level, 12 >> level, dtype=torch.float64) for level in range(3)]
         got = block(maps)
         for image in range(2):
@@ -87,15 +93,17 @@ def sigmoid(x: Floats) -> Floats:
 
 
 def level_of(block: DyConv, maps: list[Floats], level: int, places: Floats) -> Floats:
+    weights: dict[str, Floats] = {name: parameter.detach().numpy() for name, parameter in block.named_parameters()}
     offset, mask = places[:18], sigmoid(places[18:])
 
     def term(which: int, x: Floats, own_offset: Floats, own_mask: Floats, stride: int) -> Floats:
-        conv = block.DyConv[which]
-        out = naive(x, own_offset, own_mask, conv.conv.weight.numpy(), conv.conv.bias.numpy(), stride)
+        name = f"DyConv.{which}"
+        out = naive(x, own_offset, own_mask, weights[f"{name}.conv.weight"], weights[f"{name}.conv.bias"], stride)
         groups = out.reshape(2, -1)
         normed = (groups - groups.mean(1, keepdims=True)) / np.sqrt(groups.var(1, keepdims=True) + 1e-5)
-        shaped = normed.reshape(out.shape)
-        return shaped * conv.bn.weight.numpy()[:, None, None] + conv.bn.bias.numpy()[:, None, None]
+        scale, shift = weights[f"{name}.bn.weight"], weights[f"{name}.bn.bias"]
+        scaled: Floats = normed.reshape(out.shape) * scale[:, None, None] + shift[:, None, None]
+        return scaled
 
     terms = [term(1, maps[level], offset, mask, 1)]
     if level:
@@ -111,11 +119,11 @@ def level_of(block: DyConv, maps: list[Floats], level: int, places: Floats) -> F
         wide = np.stack([np.stack([np.interp(columns, np.arange(width), row) for row in c]) for c in coarse])
         tall = [[np.interp(rows, np.arange(height), c[:, j]) for j in range(len(columns))] for c in wide]
         terms.append(np.transpose(np.asarray(tall), (0, 2, 1)))
-    weight, bias = block.AttnConv[1].weight.numpy().reshape(-1), float(block.AttnConv[1].bias)
+    weight, bias = weights["AttnConv.1.weight"].reshape(-1), float(weights["AttnConv.1.bias"][0])
     gates = [np.clip(max(float(weight @ t.mean((1, 2))) + bias, 0) + 3, 0, 6) / 6 for t in terms]
     mean = np.mean([gate * t for gate, t in zip(gates, terms, strict=True)], axis=0)
-    first, last = block.relu.fc[0], block.relu.fc[2]
-    hidden = np.maximum(first.weight.numpy() @ mean.mean((1, 2)) + first.bias.numpy(), 0)
-    theta = np.clip(last.weight.numpy() @ hidden + last.bias.numpy() + 3, 0, 6) / 6
+    hidden = np.maximum(weights["relu.fc.0.weight"] @ mean.mean((1, 2)) + weights["relu.fc.0.bias"], 0)
+    theta = np.clip(weights["relu.fc.2.weight"] @ hidden + weights["relu.fc.2.bias"] + 3, 0, 6) / 6
     a1, b1, a2, b2 = (part[:, None, None] for part in np.split(theta, 4))
-    return np.maximum(mean * (2 * (a1 - 0.5) + 1) + b1 - 0.5, mean * 2 * (a2 - 0.5) + b2 - 0.5)
+    result: Floats = np.maximum(mean * (2 * (a1 - 0.5) + 1) + b1 - 0.5, mean * 2 * (a2 - 0.5) + b2 - 0.5)
+    return result

@@ -193,7 +193,8 @@ def hugging_vit(ours: Vit, config: VitConfig) -> nn.Module:
         for number in range(config.layers):
             for mine, theirs in names.items():
                 state[f"layers.{number}.{theirs}.{part}"] = ours.get_parameter(f"layers.{number}.{mine}.{part}")
-    theirs_too: nn.Module = transformers.ViTModel(sizes, add_pooling_layer=False).eval()
+    theirs_too: nn.Module = transformers.ViTModel(sizes, add_pooling_layer=False)
+    theirs_too.train(False)
     theirs_too.load_state_dict(state)
     return theirs_too
 
@@ -211,7 +212,8 @@ def test_the_vision_transformer_is_transformers() -> None:
 def weights_of(size: int, cells: int) -> npt.NDArray[np.float64]:
     """[size, cells]: how much of each cell a stretched axis takes; a tent around each place, edges held."""
     places = np.clip((np.arange(size) + 0.5) * cells / size - 0.5, 0, cells - 1)
-    return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(cells)))
+    tent: npt.NDArray[np.float64] = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(cells)))
+    return tent
 
 
 def bilinear(table: npt.NDArray[np.floating], height: int, width: int) -> npt.NDArray[np.float64]:
@@ -224,9 +226,9 @@ def bilinear(table: npt.NDArray[np.floating], height: int, width: int) -> npt.ND
 @torch.no_grad()
 def test_the_position_table_is_stretched() -> None:
     ours = randomised(Vit(VIT))
-    table = ours.pos_embed[0, 1:].unflatten(0, (4, 4)).numpy()
+    table = torch.unflatten(ours.pos_embed[0, 1:], 0, (4, 4)).numpy()
     for height, width in ((4, 4), (6, 9), (3, 2)):
-        got = ours.positions(height, width)[0].unflatten(0, (height, width)).numpy()
+        got = torch.unflatten(ours.positions(height, width)[0], 0, (height, width)).numpy()
         assert np.allclose(got, bilinear(table, height, width), atol=1e-6)
 
 
@@ -258,7 +260,8 @@ def hugging_resnet(ours: ResNet, config: ResNetConfig) -> nn.Module:
             inner = f"layer.{int(rest[-1]) - 1}." if layer else "embedder."
             name += inner + ("convolution" if rest.startswith("conv") else "normalization")
         state[f"{name}.{part}"] = tensor
-    theirs: nn.Module = transformers.ResNetModel(sizes).eval()
+    theirs: nn.Module = transformers.ResNetModel(sizes)
+    theirs.train(False)
     counters = {key for key in theirs.state_dict() if key.endswith("num_batches_tracked")}
     assert theirs.state_dict().keys() - counters == state.keys()
     theirs.load_state_dict(state, strict=False)

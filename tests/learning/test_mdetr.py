@@ -25,7 +25,8 @@ def model_of(config: MdetrConfig) -> Mdetr:
 
 def run(model: Mdetr, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
     with torch.no_grad():
-        return model(**feeds)
+        out: dict[str, Tensor] = model(**feeds)
+        return out
 
 
 def close(some: dict[str, Tensor], others: dict[str, Tensor]) -> dict[str, bool]:
@@ -211,7 +212,7 @@ def test_all_parameters_learn(config: MdetrConfig) -> None:
     model = model_of(config).train()
     last, earlier = model.all_layers(**model.example(2, 64, 64, LENGTH))
     total = torch.stack([tensor.square().mean() for outputs in (last, *earlier) for tensor in outputs.values()]).sum()
-    total.backward()
+    torch.autograd.backward(total)
     still = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     assert still == {name for name, _ in model.named_parameters() if "pooler" in name}
 
