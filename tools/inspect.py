@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inarch.structure.kinship import kin
 from inarch.tools import render
 from inarch.tools.options import Debug, Json, Model
 
@@ -70,6 +71,7 @@ def show(table: SiteTable, *, params: bool) -> None:
         render.say(f"not a site: {item.name}: {item.reason}")
     if frozen or table.rejected:
         render.say("")
+    show_kin(table)
     inside = site_parameters(table)
     ffns = sum(site.kind == "ffn" for site in table.sites)
     render.say(f"{len(table.sites)} sites: {len(table.sites) - ffns} msa, {ffns} ffn")
@@ -78,6 +80,23 @@ def show(table: SiteTable, *, params: bool) -> None:
         f"{render.count(inside)} of them in sites ({render.percent(inside, table.parameters)})"
     )
     render.say(f"fingerprint {table.fingerprint}")
+
+
+def show_kin(table: SiteTable) -> None:
+    """Print who may share with whom, a block of rows for each group; names stand for all that differ in numbers only."""
+    groups = kin(table.sites)
+    shown = render.table("may share: sites", "kind", ("vectors", "right"), ("sites", "right"), ("params", "right"), "how")
+    for group in groups:
+        lengths = "/".join(str(n) for n in sorted(set(group.lengths.values())))
+        across = len(group.towers) > 1
+        for name, sites in group.towers.items():
+            ways = [way for way, can in (("across", across), ("layer-wise", len(sites) > 1)) if can]
+            parameters = render.count(sum(site.parameters for site in sites))
+            render.add_row(shown, name, group.kind, lengths, str(len(sites)), parameters, ", ".join(ways) or "pruned only")
+    if groups:
+        render.show(shown)
+        render.say("Sites of one kind share where their vectors have one length; all can be pruned.")
+        render.say("")
 
 
 def as_data(table: SiteTable) -> dict[str, object]:
@@ -90,6 +109,10 @@ def as_data(table: SiteTable) -> dict[str, object]:
         "bytes": table.bytes,
         "site_parameters": site_parameters(table),
         "sites": [_site_data(site) for site in table.sites],
+        "kin": [
+            {"kind": g.kind, "lengths": dict(g.lengths), "towers": {t: [s.name for s in own] for t, own in g.towers.items()}}
+            for g in kin(table.sites)
+        ],
         "rejected": [
             {"name": r.name, "reason": r.reason, "nodes": list(r.nodes), "params": list(r.params)} for r in table.rejected
         ],

@@ -1,9 +1,13 @@
-"""Inputs to try a model on: random pixels and tokens with real padding."""
+"""Trying a model: random pixels and tokens with real padding, and a run from arrays to arrays."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def images(rng: torch.Generator, batch: int, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -23,3 +27,10 @@ def texts(rng: torch.Generator, batch: int, length: int, vocabulary: int, paddin
     for row in range(1, batch):
         mask[row, max(2, length - row * max(1, length // 4)) :] = 0
     return torch.where(mask.bool(), ids, padding), mask
+
+
+@torch.no_grad()
+def run_eager(model: nn.Module, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """What a model says of arrays, as arrays; inputs and outputs go by name."""
+    outputs = model(**{name: torch.from_numpy(array) for name, array in feeds.items()})
+    return {name: tensor.numpy() for name, tensor in outputs.items()}

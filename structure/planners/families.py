@@ -8,13 +8,13 @@ head of an MSA with all that is in it; or, where heads must stay together, the u
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from inarch.structure.kinship import tower_of
 from inarch.structure.legalise import in_head_common
 from inarch.structure.planners.budget import Rules
 from inarch.structure.planners.matching import match_heads, match_units
@@ -58,7 +58,7 @@ def families(sites: Sequence[Site], read: Read, block: int) -> list[Family]:
     for alike in classes.values():
         towers: dict[str, list[Site]] = {}
         for site in alike:
-            towers.setdefault(re.sub(r"\d+", "#", site.name), []).append(site)
+            towers.setdefault(tower_of(site.name), []).append(site)
         first = next(iter(towers.values()))
         runs = max(1, min(len(first), math.ceil(len(alike) / block)))
         members: list[list[Site]] = [[] for _ in range(runs)]

@@ -24,6 +24,7 @@ from inarch.tools.benchmarks.watch import watch
 
 KEEP = 0.63
 MEMORY_SHARE = 0.95
+STEPS = ("export", "eager", "inspect", "plan", "compile", "verify")
 SLOWER = 1.02
 
 
@@ -33,20 +34,23 @@ class Subject:
 
     Attributes:
         name: its preset.
+        msa, ffn: sites that its architecture implies.
         steps: what is done, in order.
         sizes: (batch, height, width, text length) of the inputs that it is verified on.
     """
 
     name: str
-    steps: tuple[str, ...] = ("export", "inspect", "plan", "compile", "verify")
+    msa: int
+    ffn: int
+    steps: tuple[str, ...] = STEPS
     sizes: tuple[tuple[int, int, int, int], ...] = ((1, 256, 320, 12), (2, 192, 160, 7))
 
 
 SUBJECTS = (
-    Subject("mdetr-r101"),
-    Subject("mdetr-vit-b", ("export", "inspect", "plan", "compile", "verify", "bench")),
-    Subject("glip-t"),
-    Subject("glip-l", ("export", "inspect", "plan", "compile")),
+    Subject("mdetr-r101", msa=12 + 6 + 12, ffn=12 + 6 + 6),
+    Subject("mdetr-vit-b", msa=12 + 12 + 6 + 12, ffn=12 + 12 + 6 + 6, steps=(*STEPS, "bench")),
+    Subject("glip-t", msa=12 + 12 + 6 + 6, ffn=12 + 12 + 6),
+    Subject("glip-l", msa=24 + 12 + 8 + 8, ffn=24 + 12 + 8, steps=("export", "inspect", "plan", "compile")),
 )
 
 
@@ -89,6 +93,7 @@ def run(subject: Subject, folder: Path, keep: float) -> tuple[list[Step], dict[s
     dense, plan, compiled, inputs = (folder / f"{name}{end}" for end in (".onnx", ".plan.json", ".compiled.onnx", ".npz"))
     commands: dict[str, list[str | Path]] = {
         "export": ["export", "--model", name, "--out", dense],
+        "eager": [name, dense, inputs],
         "inspect": ["inspect", dense],
         "plan": ["plan", "make", dense, "--keep", str(keep), "--out", plan],
         "compile": ["compile", dense, plan, "--out", compiled],
@@ -99,18 +104,35 @@ def run(subject: Subject, folder: Path, keep: float) -> tuple[list[Step], dict[s
     steps, measured = [], None
     for step in subject.steps:
         render.say(f"{name}: {step}")
-        done = watch([sys.executable, "-m", "inarch", *map(str, commands[step]), "--json"])
+        program = "inarch.tools.benchmarks.eager" if step == "eager" else "inarch"
+        done = watch([sys.executable, "-m", program, *map(str, commands[step]), "--json"])
         document = json.loads(done.output)
+        if step == "inspect":
+            check_sites(subject, document)
         steps.append(Step(name, step, done.seconds, done.anonymous, done.resident, said(step, document)))
         render.say(f"  {done.seconds:.0f} s, {done.anonymous / 1e9:.2f} GB anonymous: {steps[-1].said}")
         measured = document if step == "bench" else measured
     return steps, measured
 
 
+def check_sites(subject: Subject, document: dict[str, Any]) -> None:
+    """Refuse to go on where the sites are not those of the architecture.
+
+    Raises:
+        SystemExit: they are not.
+    """
+    kinds = [site["kind"] for site in document["sites"]]
+    found = kinds.count("msa"), kinds.count("ffn")
+    if found != (subject.msa, subject.ffn):
+        raise SystemExit(f"{subject.name}: found {found} MSAs and FFNs, and its architecture has {(subject.msa, subject.ffn)}")
+
+
 def said(step: str, document: dict[str, Any]) -> str:
     """A step's result in a few words."""
     if step == "export":
         return f"{document['parameters']:,} parameters, {document['nodes']} nodes"
+    if step == "eager":
+        return f"ONNX Runtime against torch: largest relative difference {document['worst']:.1e} over {document['cases']} sizes"
     if step == "inspect":
         kinds = [site["kind"] for site in document["sites"]]
         inside = sum(site["parameters"] for site in document["sites"])
