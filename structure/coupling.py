@@ -231,9 +231,12 @@ class Coupling:
         return None if shape is None else len(shape)
 
     def project(self, node: ir.Node, transposed: bool) -> bool:
-        """Register ``node`` as a projection if its second input is a 2-D weight and its first is not constant."""
+        """Register ``node`` as a projection if its second input is a 2-D weight, and its first is no table of the graph's own.
+
+        A constant batch of sequences is none: exporters fold the zeros that a decoder starts from where the batch is fixed.
+        """
         x, weight = node.inputs[0], node.inputs[1]
-        if x is None or weight is None or constant(x) is not None or weight in self.projected:
+        if x is None or weight is None or weight in self.projected or (constant(x) is not None and (self.rank(x) or 0) < 3):
             return False
         shape = self.shapes.shape(weight)
         if shape is None or len(shape) != 2 or any(d.value is None for d in shape):

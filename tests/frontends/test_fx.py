@@ -237,3 +237,29 @@ def test_a_model_in_memory_is_checked_like_a_file(ffn: Ffn) -> None:
     proto.graph.initializer[0].external_data.add(key="location", value="weights.bin")
     with pytest.raises(ModelError, match="has no folder"):
         inarch.discover(proto)
+
+
+class Decoder(nn.Module):
+    """Self-attention of queries whose values start from zeros, as in DETR's first decoder layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(5, 32))
+        self.q, self.k, self.v, self.o = (nn.Linear(32, 32) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = torch.zeros(x.shape[0], 5, 32)
+        asked = start + self.queries
+        q, k, v = (part.reshape(-1, 5, 4, 8).transpose(1, 2) for part in (self.q(asked), self.k(asked), self.v(start)))
+        mixed = (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1) @ v
+        out: Tensor = start + self.o(mixed.transpose(1, 2).reshape(-1, 5, 32)) + x
+        return out
+
+
+def test_values_of_a_constant_batch_are_values() -> None:
+    torch.manual_seed(0)
+    model = from_torch(Decoder().eval(), (torch.randn(2, 5, 32),))
+    (site,) = inarch.discover(model).table.sites
+    assert dict(site.sizes) == {"head": 4, "qk": 8, "vo": 8}
+    plan = inarch.make_plan(model, keep=0.7, method="magnitude", minimum=0.1)
+    assert inarch.verify(model, plan, inarch.compile(model, plan, cost=COST).model).ok
