@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import onnx
 import onnx_ir as ir
 
 from inarch.frontends.mapped import MappedFile
+from inarch.frontends.protos import all_nodes, subgraphs, tensors_of
 from inarch.frontends.wire import INLINE_LOCATION, split
 from inarch.structure.errors import ModelError
 
@@ -90,7 +91,7 @@ class _Reader:
         proto = self._parse()
         self._check_header(proto)
         self._check_texts(proto)
-        for tensor in _tensors(proto):
+        for tensor in tensors_of(proto):
             self._tensor(tensor)
         self._dense(proto.graph)
         scope = self._graph_scope(proto.graph, "")
@@ -212,7 +213,7 @@ class _Reader:
         forward = False
         for index, node in enumerate(nodes):
             used = list(node.input)
-            for graph in _subgraphs(node):
+            for graph in subgraphs(node):
                 inner = self._graph_scope(graph, root)
                 scope.captured.setdefault(index, []).extend(inner.free)
                 used.extend(inner.free)
@@ -260,7 +261,7 @@ class _Reader:
 
     def _check_function(self, function: onnx.FunctionProto) -> None:
         for node in function.node:
-            for graph in _subgraphs(node):
+            for graph in subgraphs(node):
                 self._dense(graph)
         self._dense_nodes(function.node)
         root = str((function.domain, function.name, function.overload))
@@ -273,7 +274,7 @@ class _Reader:
         """Import every domain that nodes use; ONNX Runtime adds its own the same way."""
         for owner, nodes in ((proto, proto.graph.node), *((f, f.node) for f in proto.functions)):
             known = {opset.domain for opset in owner.opset_import}
-            for node in _all_nodes(nodes):
+            for node in all_nodes(nodes):
                 domain = "" if node.domain == "ai.onnx" else node.domain
                 if domain not in known:
                     known.add(domain)
@@ -287,7 +288,7 @@ class _Reader:
         del graph.sparse_initializer[:]
         self._dense_nodes(graph.node)
         for node in graph.node:
-            for inner in _subgraphs(node):
+            for inner in subgraphs(node):
                 self._dense(inner)
 
     def _dense_nodes(self, nodes: Iterable[onnx.NodeProto]) -> None:
@@ -470,35 +471,6 @@ class _Reader:
             raise self._refuse(
                 f"input {value.name!r} is declared as {value.type}{declared}, and its initializer is {tensor.dtype}{list(actual)}"
             )
-
-
-def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        elif attribute.type == onnx.AttributeProto.GRAPHS:
-            yield from attribute.graphs
-
-
-def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    for node in nodes:
-        yield node
-        for graph in _subgraphs(node):
-            yield from _all_nodes(graph.node)
-
-
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of the model: initializers and attributes, at any depth."""
-    yield from proto.graph.initializer
-    for nodes in (proto.graph.node, *(function.node for function in proto.functions)):
-        for node in _all_nodes(nodes):
-            for attribute in node.attribute:
-                if attribute.type == onnx.AttributeProto.TENSOR and not attribute.ref_attr_name:
-                    yield attribute.t
-                elif attribute.type == onnx.AttributeProto.TENSORS:
-                    yield from attribute.tensors
-            for graph in _subgraphs(node):
-                yield from graph.initializer
 
 
 def _node(node: onnx.NodeProto) -> str:

@@ -175,6 +175,19 @@ _TINY_TEXT = TextConfig(
     family="bert", vocabulary=128, positions=40, types=1, width=96, layers=4, heads=4, hidden=384, epsilon=1e-12, dropout=0.0
 )
 _TINY_VIT = VitConfig(image=64, patch=16, width=96, layers=4, heads=4, hidden=384)
+_TINY = MdetrConfig(
+    vision=_TINY_VIT,
+    text=_TINY_TEXT,
+    width=96,
+    heads=4,
+    hidden=384,
+    encoder_layers=2,
+    decoder_layers=2,
+    dropout=0.0,
+    queries=8,
+    spans=39,
+    contrastive=32,
+)
 
 MDETR_PRESETS: Mapping[str, MdetrConfig] = {
     "mdetr-r101": MdetrConfig(),
@@ -184,31 +197,7 @@ MDETR_PRESETS: Mapping[str, MdetrConfig] = {
     ),
     "mdetr-vit-b": MdetrConfig(vision=VIT_B),
     "mdetr-vit-s-minilm": MdetrConfig(vision=VitConfig(patch=14, width=384, heads=6, hidden=1536), text=MINILM),
-    "mdetr-tiny": MdetrConfig(
-        vision=_TINY_VIT,
-        text=_TINY_TEXT,
-        width=96,
-        heads=4,
-        hidden=384,
-        encoder_layers=2,
-        decoder_layers=2,
-        dropout=0.0,
-        queries=8,
-        spans=39,
-        contrastive=32,
-    ),
-    "mdetr-tiny-resnet": MdetrConfig(
-        vision=ResNetConfig(block="basic", stages=(1, 1, 1, 1), stem=16),
-        text=_TINY_TEXT,
-        width=96,
-        heads=4,
-        hidden=384,
-        encoder_layers=2,
-        decoder_layers=2,
-        dropout=0.0,
-        queries=8,
-        spans=39,
-        contrastive=32,
-    ),
+    "mdetr-tiny": _TINY,
+    "mdetr-tiny-resnet": _TINY.model_copy(update={"vision": ResNetConfig(block="basic", stages=(1, 1, 1, 1), stem=16)}),
 }
 """Preset name -> configuration."""
