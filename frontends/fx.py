@@ -33,6 +33,7 @@ Translations = Mapping[Any, Callable[..., Any]]
 AxisNames = Mapping[str, Mapping[int, str]]
 
 _EXPORTER = ("pkg.torch", "pkg.onnxscript", "namespace")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _SYMBOL = re.compile(r"\b[su]\d+\b")
 
 
@@ -131,7 +132,7 @@ def _explained(source: object) -> Iterator[None]:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        lines = [line.strip() for line in _COLOUR.sub("", str(cause)).splitlines() if line.strip()]
         reason = " ".join(lines[:3])[:500] or type(cause).__name__
         hint = "try torch.export.export on it: whatever that accepts, and torch.onnx can write, is accepted here"
         raise ModelError(f"torch cannot export it: {reason}", where=type(source).__name__, hint=hint) from error

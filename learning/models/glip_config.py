@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from inarch.learning.models.mdetr_config import BERT, Frozen, Positive, TextConfig, VitConfig
+from inarch.learning.models.parts_config import BERT, Frozen, Positive, TextConfig, VitConfig
 
 
 class SwinConfig(Frozen):

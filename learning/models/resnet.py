@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from inarch.learning.models.mdetr_config import ResNetConfig
+from inarch.learning.models.parts_config import ResNetConfig
 
 
 class FrozenBatchNorm(nn.Module):

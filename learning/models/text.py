@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
-from inarch.learning.models.mdetr_config import TextConfig
+from inarch.learning.models.parts_config import TextConfig
 
 
 def text_encoder(config: TextConfig) -> nn.Module:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inarch.learning.models.attention import attend
-from inarch.learning.models.mdetr_config import VitConfig
+from inarch.learning.models.parts_config import VitConfig
 
 
 class SelfAttention(nn.Module):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from inarch.learning.models.mdetr_config import MdetrConfig, ResNetConfig, TextConfig, VitConfig
+from inarch.learning.models.mdetr_config import MdetrConfig
+from inarch.learning.models.parts_config import ResNetConfig, TextConfig, VitConfig
 
 from tests.learning.released import MdetrFile, Text
 

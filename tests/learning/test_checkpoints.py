@@ -16,7 +16,8 @@ from torch import Tensor
 from inarch.learning.models import build, load_checkpoint
 from inarch.learning.models.checkpoints import CheckpointError, match
 from inarch.learning.models.glip_config import GlipConfig, SwinConfig
-from inarch.learning.models.mdetr_config import MdetrConfig, TextConfig
+from inarch.learning.models.mdetr_config import MdetrConfig
+from inarch.learning.models.parts_config import TextConfig
 from inarch.structure.errors import InarchError
 
 from tests.learning.released import FILES, GlipFile, Shapes, Text

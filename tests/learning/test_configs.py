@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from inarch.learning import models
 from inarch.learning.models import PRESETS, build, preset
 from inarch.learning.models.glip_config import GLIP_PRESETS
-from inarch.learning.models.mdetr_config import BERT, MDETR_PRESETS, MINILM, ROBERTA, MdetrConfig, TextConfig, VitConfig
+from inarch.learning.models.mdetr_config import MDETR_PRESETS, MdetrConfig
+from inarch.learning.models.parts_config import BERT, MINILM, ROBERTA, TextConfig, VitConfig
 from inarch.learning.models.registry import Config
 from inarch.structure.errors import InarchError
 

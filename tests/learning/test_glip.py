@@ -18,7 +18,7 @@ from inarch.learning.models import build, export_model
 from inarch.learning.models.attention import padding_bias
 from inarch.learning.models.dyhead import DyConv
 from inarch.learning.models.glip_config import GlipConfig, SwinConfig
-from inarch.learning.models.mdetr_config import TextConfig, VitConfig
+from inarch.learning.models.parts_config import TextConfig, VitConfig
 from inarch.learning.models.swin import Swin, SwinBlock
 from inarch.learning.models.vlfuse import BiAttention
 from inarch.structure.sites import SiteTable

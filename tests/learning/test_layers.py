@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from inarch.learning.models.attention import Attention, padding_bias
 from inarch.learning.models.detr import Decoder, DecoderLayer, EncoderLayer, Resizer
-from inarch.learning.models.mdetr_config import ResNetConfig, VitConfig
+from inarch.learning.models.parts_config import ResNetConfig, VitConfig
 from inarch.learning.models.positions import SinePositions
 from inarch.learning.models.resnet import FrozenBatchNorm, ResNet
 from inarch.learning.models.vit import Vit
