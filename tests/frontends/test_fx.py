@@ -263,3 +263,31 @@ def test_values_of_a_constant_batch_are_values() -> None:
     assert dict(site.sizes) == {"head": 4, "qk": 8, "vo": 8}
     plan = inarch.make_plan(model, keep=0.7, method="magnitude", minimum=0.1)
     assert inarch.verify(model, plan, inarch.compile(model, plan, cost=COST).model).ok
+
+
+class Cross(nn.Module):
+    """Attention to keys and values that are as wide as they please."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.MultiheadAttention(64, 4, kdim=32, vdim=48, batch_first=True) for _ in range(2))
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + layer(x, keys, values, need_weights=False)[0]
+        return x
+
+
+def test_queries_keys_and_values_of_different_widths() -> None:
+    torch.manual_seed(0)
+    any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    inputs = torch.randn(2, 5, 64), torch.randn(2, 7, 32), torch.randn(2, 7, 48)
+    model = from_torch(Cross().eval(), inputs, dynamic_shapes=(any_size, any_size, any_size))
+    sites = inarch.discover(model).table.sites
+    assert [{role: member.width for role, member in site.members.items() if member.is_matrix} for site in sites] == [
+        {"q": 64, "k": 32, "v": 48, "o": 64}
+    ] * 2
+    plan = inarch.make_plan(model, keep=0.75, method="similarity")
+    compiled = inarch.compile(model, plan)
+    assert compiled.lowered.segments
+    assert inarch.verify(model, plan, compiled.model).ok
