@@ -287,7 +287,7 @@ def test_queries_keys_and_values_of_different_widths() -> None:
     assert [{role: member.width for role, member in site.members.items() if member.is_matrix} for site in sites] == [
         {"q": 64, "k": 32, "v": 48, "o": 64}
     ] * 2
-    plan = inarch.make_plan(model, keep=0.75, method="similarity")
+    plan = inarch.make_plan(model, keep=0.75, method="similarity", share_fraction=1.0)
     compiled = inarch.compile(model, plan)
     assert compiled.lowered.segments
     assert inarch.verify(model, plan, compiled.model).ok
