@@ -112,6 +112,17 @@ def test_a_float_mask_is_added_or_multiplied(added: bool, keep: float, drop: flo
     assert (spec.kind, spec.keep, spec.drop) == ("mask", keep, drop)
 
 
+@pytest.mark.parametrize(("channels", "group"), [(3, 1), (6, 2)])
+def test_channels_that_have_a_name_are_those_of_the_convolution(channels: int, group: int) -> None:
+    make = builder()
+    x = value("pixel_values", ir.DataType.FLOAT, "batch", "num_channels", "height", "width")
+    kernel = make.param("kernel", np.ones((4, channels // group, 8, 8), np.float32))
+    out = make.op("Conv", make.op("Mul", x, x), kernel, strides=[8, 8], group=group)
+    cases = made(model_of(make, [x], out))
+    assert {case.feeds["pixel_values"].shape[1] for case in cases} == {channels}
+    assert len({case.feeds["pixel_values"].shape[2] for case in cases}) > 1
+
+
 def test_images_positions_and_segments() -> None:
     make = builder()
     pixels = value("pixel_values", ir.DataType.FLOAT, "batch", 3, "height", "width")
