@@ -70,6 +70,9 @@ class Case:
 
 TEXT = {0: "batch", 1: "length"}
 IMAGES = ((2, 0), (3, 0))
+ROTARY = ((2, 7), (3, 5), (1, 6), (1, 4))
+"""onnxscript's fused RotaryEmbedding reads one row of positions: such files run on a batch of one alone."""
+
 SAME_LENGTH = ((2, 7), (3, 5), (3, 7))
 """TorchScript bakes the length that nn.MultiheadAttention was traced with into its file, the batch it does not."""
 
@@ -98,8 +101,7 @@ def _hub() -> Iterator[Case]:
             tokens,
             mask,
             (msa(2, heads=2), ffn(2)),
-            # onnxscript's fused RotaryEmbedding reads one row of positions: such files run on a batch of one alone.
-            shapes=((2, 7), (3, 5), (1, 6), (1, 4)),
+            shapes=ROTARY,
             unsure=frozenset({"qk"}),
         )
         for name, build in (("vit", hub.vit), ("dinov2", hub.dinov2)):
@@ -113,8 +115,8 @@ def _hub() -> Iterator[Case]:
             outputs=("text", "image"),
         )
     turned = frozenset({"qk"})
-    yield Case("phi3-eager", partial(hub.phi3, "eager"), tokens, mask, (msa(2, heads=2), ffn(2)), unsure=turned)
-    yield Case("neox-eager", partial(hub.neox, "eager"), tokens, mask, plain, unsure=turned)
+    yield Case("phi3-eager", partial(hub.phi3, "eager"), tokens, mask, (msa(2, heads=2), ffn(2)), ROTARY, unsure=turned)
+    yield Case("neox-eager", partial(hub.neox, "eager"), tokens, mask, plain, ROTARY, unsure=turned)
     yield Case("bart-eager", partial(hub.bart, "eager"), tokens, mask, (msa(6), ffn(4)))
     yield Case("t5-eager", partial(hub.t5, "eager"), tokens, mask, plain)
     stages = (msa(2, heads=2), ffn(2, hidden=32), msa(2, heads=4), ffn(2, hidden=64))
