@@ -206,21 +206,27 @@ def _rename_sizes(graph: ir.Graph, axis_names: AxisNames) -> None:
     names: dict[str, str] = {}
     for value in graph.inputs:
         for axis, size in enumerate(value.shape or ()):
-            text = "" if isinstance(size, int) else str(size.value)
+            factor, star, name = axis_names.get(str(value.name), {}).get(axis, "").rpartition("*")
+            text = _symbolic(size)
             for symbol in _SYMBOL.findall(text):
-                wanted = axis_names.get(str(value.name), {}).get(axis, "")
-                plain = _SYMBOL.sub("", text) == wanted.removesuffix(wanted.rpartition("*")[2])
-                if plain and wanted:
-                    names.setdefault(symbol, wanted.rpartition("*")[2])
+                if name and _SYMBOL.sub("", text) == factor + star:
+                    names.setdefault(symbol, name)
                 names.setdefault(symbol, f"d{len(names)}")
     for value in (*graph.inputs, *graph.outputs):
         if value.shape is None:
             continue
         sizes: list[int | str] = []
         for axis, size in enumerate(value.shape):
-            text = "" if isinstance(size, int) else str(size.value)
+            if isinstance(size, int):
+                sizes.append(size)
+                continue
+            text = _symbolic(size)
             found = _SYMBOL.findall(text)
             known = len(found) == 1 and found[0] in names and not set(text) & set(" +-()/")
-            renamed = _SYMBOL.sub(lambda match: names[match.group()], text) if known else f"{value.name}.{axis}"
-            sizes.append(size if isinstance(size, int) else renamed)
+            sizes.append(text.replace(found[0], names[found[0]]) if known else f"{value.name}.{axis}")
         value.shape = ir.Shape(sizes)
+
+
+def _symbolic(size: int | ir.SymbolicDim) -> str:
+    """A size as torch spells it; empty where it is a number."""
+    return "" if isinstance(size, int) else str(size.value)

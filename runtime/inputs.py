@@ -131,7 +131,7 @@ def make_cases(model: ir.Model, session: Session, *, seed: int = 0, whole_rows: 
     for number, template in enumerate(templates):
         first_error: str | None = None
         for attempt, sizes in enumerate(islice(_sizes(roles, template, hints, working), TRIES)):
-            if any(_elements(spec, sizes) > LARGEST for spec in specs):
+            if any(math.prod(_shape(spec, sizes)) > LARGEST for spec in specs):
                 continue
             rng = np.random.default_rng([seed, number])
             case = Case(_label(sizes, number), {spec.name: _make(spec, sizes, rng, whole_rows) for spec in specs})
@@ -410,12 +410,12 @@ def _same_shapes(case: Case, other: Case) -> bool:
 # Values
 
 
-def _elements(spec: InputSpec, sizes: Mapping[str, int]) -> int:
-    return math.prod(dim if isinstance(dim, int) else sizes[dim] for dim in spec.dims)
+def _shape(spec: InputSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in spec.dims)
 
 
 def _make(spec: InputSpec, sizes: Mapping[str, int], rng: np.random.Generator, whole_rows: int) -> Array:
-    shape = tuple(dim if isinstance(dim, int) else sizes[dim] for dim in spec.dims)
+    shape = _shape(spec, sizes)
     array: Array
     match spec.kind:
         case "ids":

@@ -64,7 +64,6 @@ class VitPyramid(nn.Module):
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
         self.vit = Vit(config)
-        self.stride = config.patch
         self.steps = [config.patch // stride if stride <= config.patch else -(stride // config.patch) for stride in (8, 16, 32)]
         for number, step in enumerate(self.steps):
             if step > 1:

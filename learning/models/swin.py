@@ -136,8 +136,8 @@ class PatchMerging(nn.Module):
         """[B, ceil(H / 2), ceil(W / 2), 2 C] from x [B, H, W, C]; cells in the order (row, column) 00, 10, 01, 11."""
         _, height, width, _ = x.shape
         x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        parts = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        out: Tensor = self.reduction(self.norm(torch.cat(parts, -1)))
+        corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        out: Tensor = self.reduction(self.norm(torch.cat(corners, -1)))
         return out
 
 
@@ -193,7 +193,6 @@ class Swin(nn.Module):
             x = stage(x)
             if number:
                 maps.append(self.get_submodule(f"norm{number}")(x).permute(0, 3, 1, 2))
-            downsample = stage.get_submodule("downsample") if number < 3 else None
-            if downsample is not None:
-                x = downsample(x)
+            if number < 3:
+                x = stage.get_submodule("downsample")(x)
         return maps

@@ -147,11 +147,16 @@ def said(step: str, document: dict[str, Any]) -> str:
     return ", ".join(f"{r['threads']} threads {r['ratio']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" for r in document["latency"])
 
 
-def missed(bench: dict[str, Any]) -> list[str]:
-    """Targets that a model misses, each in one sentence."""
+def memory_saved(bench: dict[str, Any]) -> tuple[int, int]:
+    """Bytes of tensors that were saved, and bytes that the loaded model's anonymous memory fell by."""
     dense, compiled = bench["dense"], bench["compiled"]
     saved = dense["size"]["unique_bytes"] - compiled["size"]["unique_bytes"]
-    fell = dense["memory"]["model_anonymous"] - compiled["memory"]["model_anonymous"]
+    return saved, dense["memory"]["model_anonymous"] - compiled["memory"]["model_anonymous"]
+
+
+def missed(bench: dict[str, Any]) -> list[str]:
+    """Targets that a model misses, each in one sentence."""
+    saved, fell = memory_saved(bench)
     sentences = []
     if fell < MEMORY_SHARE * saved:
         sentences.append(f"anonymous memory fell by {fell / saved:.1%} of the bytes saved, wanted {MEMORY_SHARE:.0%}")
@@ -169,9 +174,7 @@ def as_text(steps: Sequence[Step], benches: dict[str, dict[str, Any]], about: di
         lines.append(f"| {s.model} | {s.step} | {s.seconds:.1f} | {s.anonymous / 1e9:.2f} | {s.resident / 1e9:.2f} | {s.said} |")
     lines += ["", "Resident memory counts mapped files, which the system takes back when it needs the space."]
     for name, bench in benches.items():
-        dense, compiled = bench["dense"], bench["compiled"]
-        saved = dense["size"]["unique_bytes"] - compiled["size"]["unique_bytes"]
-        fell = dense["memory"]["model_anonymous"] - compiled["memory"]["model_anonymous"]
+        saved, fell = memory_saved(bench)
         lines += ["", f"{name}: {saved / 1e6:.1f} MB of tensors saved; anonymous memory of the loaded model falls by"]
         lines += [f"{fell / 1e6:.1f} MB ({fell / saved:.1%}).", *(f"- missed: {sentence}" for sentence in missed(bench))]
     return "\n".join(lines) + "\n"
