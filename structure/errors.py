@@ -52,6 +52,10 @@ class ModelError(InarchError):
     """The model file cannot be read, or is not a valid model."""
 
 
+class DataError(InarchError):
+    """A data set's file cannot be read, or does not hold what its format says; ``where`` is the file and the place in it."""
+
+
 class BindingError(InarchError):
     """A plan's site cannot be bound to exactly one site of the model."""
 

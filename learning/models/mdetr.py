@@ -93,24 +93,38 @@ class Mdetr(nn.Module):
         self.qa_embed = nn.Embedding(len(heads), width)
         return heads
 
-    def encode(
-        self, pixel_values: Tensor, pixel_mask: Tensor, input_ids: Tensor, attention_mask: Tensor
+    def see(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images through backbone and projection: their tokens [B, h w, C], the places of these, and which are real [B, h w]."""
+        features, cells = self.backbone[0](pixel_values, pixel_mask)
+        places = self.backbone[1](cells).flatten(2).transpose(1, 2)
+        image = self.input_proj(features).flatten(2).transpose(1, 2)
+        return image, places.to(image.dtype), cells.flatten(1)
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Texts through text encoder and resizer: [B, T, C]."""
+        hidden = self.transformer.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        text: Tensor = self.transformer.resizer(hidden)
+        return text
+
+    def fuse(
+        self, image: Tensor, image_places: Tensor, cells: Tensor, text: Tensor, attention_mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Image and text through backbone, text encoder and encoder.
+        """Image and text tokens through the encoder, as :meth:`see` and :meth:`read` give them.
 
         Returns:
             memory [B, h w + T, C], its places (zero for text), its bias [B, 1, 1, h w + T], and the memory's text part [B, T, C].
         """
-        features, cells = self.backbone[0](pixel_values, pixel_mask)
-        places = self.backbone[1](cells).flatten(2).transpose(1, 2)
-        image = self.input_proj(features).flatten(2).transpose(1, 2)
-        real = attention_mask != 0
-        hidden = self.transformer.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        text = self.transformer.resizer(hidden)
-        bias = padding_bias(torch.cat((cells.flatten(1), real), 1), image.dtype)
-        places = torch.cat((places.to(image.dtype), torch.zeros_like(text)), 1)
+        bias = padding_bias(torch.cat((cells, attention_mask != 0), 1), image.dtype)
+        places = torch.cat((image_places, torch.zeros_like(text)), 1)
         memory = self.transformer.encoder(torch.cat((image, text), 1), places, bias)
         return memory, places, bias, memory[:, image.shape[1] :]
+
+    def encode(
+        self, pixel_values: Tensor, pixel_mask: Tensor, input_ids: Tensor, attention_mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Image and text up to the encoder's output; see :meth:`fuse`."""
+        image, places, cells = self.see(pixel_values, pixel_mask)
+        return self.fuse(image, places, cells, self.read(input_ids, attention_mask), attention_mask)
 
     def decode(self, memory: Tensor, places: Tensor, bias: Tensor) -> list[Tensor]:
         """Outputs [B, Q + A, C] of every decoder layer; answer queries come last."""

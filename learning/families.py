@@ -1,0 +1,114 @@
+"""Who may share with whom while the structure is learned: families of one base and its readers.
+
+The text backbone is the base (ours, see the method's notes): both backbones are cut into as many blocks of layers, and in a block
+every layer reads from the block's first text layer, index by index. So all reader sets of a base can be nested, and sharing is
+acyclic. What stands outside the backbones (encoder, decoder, fusion) shares inside its own tower alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from inarch.structure.kinship import kin
+from inarch.structure.planners.weights import tied_sites
+from inarch.structure.sites import Site, SiteTable
+
+Sharing = Literal["joint", "cross", "layer", "none"]
+"""``joint`` shares across modalities and inside blocks, ``cross`` and ``layer`` one of the two."""
+
+_TEXT = re.compile(r"text|language|bert", re.IGNORECASE)
+_VISION = re.compile(r"vision|visual|image|(^|\.)backbone", re.IGNORECASE)
+
+Modality = Literal["text", "vision", "both"]
+
+
+def modality(name: str) -> Modality:
+    """Which backbone a site lies in, by its name; ``both`` for what comes after them."""
+    # Cross-attention to an image is a decoder's, whatever it is called.
+    head = name.split("cross_attn")[0]
+    if re.search(r"(^|\.)(decoder|dyhead_tower|rpn)\.|^transformer\.encoder\.", head):
+        return "both"
+    if _TEXT.search(head):
+        return "text"
+    return "vision" if _VISION.search(head) else "both"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A base and those that may read its units: names of sites."""
+
+    base: str
+    readers: tuple[str, ...]
+
+
+def usable(table: SiteTable) -> list[Site]:
+    """Sites that learning may change: those that hold no weight together with another member."""
+    tied = tied_sites(table)
+    return [site for site in table.sites if site.name not in tied]
+
+
+def families(table: SiteTable, sharing: Sharing = "joint", block: int = 2) -> list[Family]:
+    """Group sites into families.
+
+    Only sites of equal sizes (units a head, heads, vector lengths) are in one family.
+
+    Args:
+        table: the model's sites.
+        sharing: what may be shared.
+        block: layers of the text backbone in a block; other towers are cut into as many blocks as it has, or, where they share
+            among themselves, into blocks of this size.
+    """
+    result: list[Family] = []
+    if sharing == "none":
+        return result
+    for group in kin(usable(table)):
+        by_size: dict[tuple[tuple[str, int], ...], list[tuple[Site, ...]]] = {}
+        for tower in group.towers.values():
+            for sites in _same_sizes(tower):
+                by_size.setdefault(tuple(sorted(sites[0].sizes.items())), []).append(sites)
+        for towers in by_size.values():
+            result += _of_towers(towers, sharing, block)
+    order = {site.name: number for number, site in enumerate(table.sites)}
+    return sorted(result, key=lambda family: order[family.base])
+
+
+def _same_sizes(sites: Sequence[Site]) -> list[tuple[Site, ...]]:
+    groups: dict[tuple[tuple[str, int], ...], list[Site]] = {}
+    for site in sites:
+        groups.setdefault(tuple(sorted(site.sizes.items())), []).append(site)
+    return [tuple(group) for group in groups.values()]
+
+
+def _of_towers(towers: Sequence[tuple[Site, ...]], sharing: Sharing, block: int) -> list[Family]:
+    """Families among towers of one kind and size."""
+    text = [tower for tower in towers if modality(tower[0].name) == "text"]
+    vision = [tower for tower in towers if modality(tower[0].name) == "vision"]
+    result: list[Family] = []
+    paired: list[tuple[Site, ...]] = []
+    if text and vision and sharing != "layer":
+        base, paired = text[0], [text[0], *vision]
+        runs = len(base) if sharing == "cross" else -(-len(base) // block)
+        for run in range(runs):
+            members = [site for tower in paired for site in _run(tower, run, runs)]
+            if sharing == "cross":
+                members = [_run(base, run, runs)[0], *(site for tower in vision for site in _run(tower, run, runs))]
+            result += _family(members)
+    if sharing != "cross":
+        for tower in towers:
+            if tower not in paired:
+                runs = -(-len(tower) // block)
+                for run in range(runs):
+                    result += _family(_run(tower, run, runs))
+    return result
+
+
+def _run(tower: Sequence[Site], run: int, runs: int) -> list[Site]:
+    """The sites of one of ``runs`` blocks of neighbouring layers, equal but for one."""
+    return [site for place, site in enumerate(tower) if place * runs // len(tower) == run]
+
+
+def _family(members: Sequence[Site]) -> list[Family]:
+    return [Family(members[0].name, tuple(site.name for site in members[1:]))] if len(members) > 1 else []

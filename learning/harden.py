@@ -1,0 +1,98 @@
+"""From logits to a plan: the structure at exactly the budget, as the lowering stores it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import JsonValue
+from torch import Tensor
+
+from inarch.learning.gates import Floats, GateSpace, Hard
+from inarch.structure.errors import InarchError
+from inarch.structure.lowering import lower
+from inarch.structure.plan import Plan
+from inarch.structure.resolve import build_plan, resolve
+
+TOLERANCE = 0.003
+"""How far from the budget, in parts of the whole model, a structure may end; steps of a small model are coarse."""
+
+
+@dataclass(frozen=True, eq=False)
+class Hardened:
+    """A structure and its plan.
+
+    Attributes:
+        hard: the structure.
+        plan: the same as a plan.
+        planned, stored: parameters of the whole model, as the plan counts them and as the compiled file holds them.
+    """
+
+    hard: Hard
+    plan: Plan
+    planned: int
+    stored: int
+
+
+def harden(space: GateSpace, logits: Tensor, keep: float, name: str, provenance: Mapping[str, JsonValue]) -> Hardened:
+    """Find the structure whose stored count is nearest to the budget.
+
+    One offset is added to the logits of keeping (and of heads), and bisected; where nothing may be pruned, to those of sharing.
+
+    Args:
+        space: the gates.
+        logits: [L], without noise.
+        keep: fraction of the whole model's parameters.
+        name: the model's name.
+        provenance: goes into the plan.
+
+    Raises:
+        InarchError: no offset comes near the budget.
+    """
+    start = logits.detach().cpu().numpy().astype(np.float32)
+    sign, moved = _moved(space)
+    target = keep * space.table.parameters
+    low, high = -40.0, 40.0
+    best: Hardened | None = None
+    for _ in range(24):
+        middle = (low + high) / 2
+        found = as_plan(space, space.project(start + np.float32(middle) * sign * moved)[0], name, provenance)
+        if best is None or abs(found.stored - target) < abs(best.stored - target):
+            best = found
+        if found.stored > target:
+            high = middle
+        else:
+            low = middle
+    assert best is not None
+    if abs(best.stored - target) > 10 * TOLERANCE * space.table.parameters:
+        reached = best.stored / space.table.parameters
+        raise InarchError(
+            f"the nearest structure to {keep:.4g} keeps {reached:.4f} of the model",
+            where="--keep",
+            hint="allow pruning or more sharing, or ask for what can be reached",
+        )
+    return best
+
+
+def _moved(space: GateSpace) -> tuple[Floats, Floats]:
+    """Which logits the offset moves, and which way saves parameters as it falls."""
+    sign, moved = np.ones(space.logits, np.float32), np.zeros(space.logits, np.float32)
+    for spec in space.axes.values():
+        if space.prune:
+            moved[spec.keep] = 1
+        elif spec.share is not None:
+            moved[spec.share], sign[spec.share] = 1, -1
+    for group in space.groups:
+        if group.logits is not None:
+            moved[group.logits] = 1
+    return sign, moved
+
+
+def as_plan(space: GateSpace, hard: Hard, name: str, provenance: Mapping[str, JsonValue]) -> Hardened:
+    """A structure as a plan, and what it keeps."""
+    plan = build_plan(space.table, space.decisions(hard), name, provenance)
+    lowered = lower(space.table, resolve(plan, space.table))
+    return Hardened(hard, plan, lowered.planned, lowered.stored)
+
+

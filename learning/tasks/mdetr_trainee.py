@@ -1,0 +1,134 @@
+"""MDETR with what only training needs: auxiliary heads, and the losses of a batch.
+
+Shapes: I images, B texts about them, T tokens, P boxes a text, G * G cells, C width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from inarch.learning.models.mdetr import Mdetr
+from inarch.learning.tasks.mdetr_loss import corners, generalised_iou, layer_losses
+
+ALIGN = 32
+"""Width of the space in which cells and tokens are aligned."""
+
+
+class Auxiliary(nn.Module):
+    """What makes a tiny DETR learn in minutes (ours): attributes read from cells and from words by one head, and cells told from
+    tokens whether they are spoken of.
+
+    Args:
+        width: C.
+        attributes: how many values each attribute has.
+    """
+
+    def __init__(self, width: int, attributes: Sequence[int]) -> None:
+        super().__init__()
+        self.attributes = nn.ModuleList(nn.Linear(width, count + 1) for count in attributes)
+        self.cell = nn.Linear(width, ALIGN)
+        self.token = nn.Linear(width, ALIGN)
+        self.bias = nn.Parameter(torch.full((1,), -2.0))
+
+    def read(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross entropy of attributes; hidden [..., C], labels [..., attributes], -1 for none of its values."""
+        flat, wanted = hidden.flatten(0, -2), labels.flatten(0, -2)
+        losses = [F.cross_entropy(head(flat), wanted[:, i] + 1) for i, head in enumerate(self.attributes)]
+        return torch.stack(losses).mean()
+
+    @staticmethod
+    def place(found: Tensor, wanted: Tensor, owned: Tensor) -> Tensor:
+        """Boxes that cells give of the objects on them, by L1 and GIoU as for queries: a query then has only to find the cells.
+
+        Args:
+            found: [I, G * G, 4], from the box head.
+            wanted: [I, G * G, 4].
+            owned: [I, G * G] bool, whether there is an object.
+        """
+        mine, theirs = found[owned], wanted[owned]
+        overlap = generalised_iou(corners(mine), corners(theirs))
+        return (5 * (mine - theirs).abs().sum(-1) + 2 * (1 - overlap)).sum() / owned.sum().clamp(min=1)
+
+    def ground(self, cells: Tensor, tokens: Tensor, covered: Tensor, spans: Tensor, real: Tensor) -> Tensor:
+        """Whether each cell belongs to what each token speaks of: binary cross entropy over real tokens.
+
+        Args:
+            cells: [B, G * G, C] and tokens [B, T, C], as the encoder leaves them.
+            covered: [B, P, G * G] bool.
+            spans: [B, P, T] bool.
+            real: [B, T] bool.
+        """
+        logits = self.cell(cells) @ self.token(tokens).transpose(1, 2) / ALIGN**0.5 + self.bias
+        wanted = (covered.to(logits.dtype).transpose(1, 2) @ spans.to(logits.dtype)).clamp(max=1)
+        loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        spoken = (spans.any(1) & real)[:, None, :].to(logits.dtype)
+        return (loss * (1 + 4 * wanted) * spoken).sum() / (spoken.sum() * cells.shape[1]).clamp(min=1)
+
+
+class MdetrTrainee(nn.Module):
+    """An MDETR and its losses.
+
+    Args:
+        model: the model.
+        words: attributes that each token of the vocabulary names [vocabulary, attributes], -1 for none; None leaves the
+            auxiliary heads out, for data without labelled cells.
+        attributes: how many values each attribute has.
+    """
+
+    words: Tensor
+
+    def __init__(self, model: Mdetr, words: Tensor | None = None, attributes: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.model = model
+        self.auxiliary = None if words is None else Auxiliary(model.config.width, attributes)
+        self.register_buffer("words", torch.empty(0) if words is None else words, persistent=False)
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Losses by name, weighted; their sum is the task's loss.
+
+        Args:
+            batch: as :func:`~inarch.learning.tasks.scenes.data.training_batch` makes it. Each loss is there where its targets
+                are: boxes, an answer, cells. ``objects``, where given, is what box losses are divided by.
+        """
+        model, image = self.model, batch["image"]
+        pixels = batch["pixel_values"]
+        mask = batch.get("pixel_mask")
+        if mask is None:
+            mask = pixels.new_ones(pixels.shape[0], *pixels.shape[2:], dtype=torch.bool)
+        seen, places, cells = model.see(pixels, mask)
+        text = model.read(batch["input_ids"], batch["attention_mask"])
+        memory, at, bias, words = model.fuse(seen[image], places[image], cells[image], text, batch["attention_mask"])
+        outputs = model.decode(memory, at, bias)
+        losses: dict[str, Tensor] = {}
+        answers = batch["answers"]
+        if bool(batch["box_mask"].any()):
+            objects = batch.get("objects", batch["box_mask"].sum()).clamp(min=1)
+            for number, hidden in enumerate(outputs):
+                for name, loss in layer_losses(model.heads(hidden, words), batch, objects).items():
+                    losses[f"{name}{number}"] = loss
+        if model.answer_heads and bool((answers >= 0).any()):
+            for number, hidden in enumerate(outputs):
+                asked = self._answers(hidden)
+                if number <= model.config.answer_layer:
+                    losses[f"answer{number}"] = F.cross_entropy(asked, answers, ignore_index=-1)
+        if self.auxiliary is not None:
+            losses["cells"] = self.auxiliary.read(seen, batch["cells"])
+            losses["words"] = self.auxiliary.read(text, self.words[batch["input_ids"]])
+            on_cells = model.bbox_embed(memory[:, : seen.shape[1]]).sigmoid()
+            owned = batch["cells"][..., 0] >= 0
+            losses["places"] = self.auxiliary.place(on_cells, batch["cell_boxes"][image], owned[image])
+            if bool(batch["box_mask"].any()):
+                cells_of = memory[:, : seen.shape[1]]
+                real = batch["attention_mask"] != 0
+                losses["ground"] = 4 * self.auxiliary.ground(cells_of, words, batch["covered"], batch["spans"], real)
+        return losses
+
+    def _answers(self, hidden: Tensor) -> Tensor:
+        """What one decoder layer's first answer query says; [B, classes]."""
+        head = next(iter(self.model.answer_heads.values()))
+        logits: Tensor = self.model.get_submodule(head)(hidden[:, self.model.config.queries])
+        return logits

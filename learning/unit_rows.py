@@ -1,0 +1,134 @@
+"""A module's weights as units: one matrix a site axis, a row for each unit, and back into the parameters they came from.
+
+Everything that learning does to weights (gating, sharing, aligning, counting) is then a row operation. Shapes: N units on an
+axis, D numbers in the weight vectors of one unit over all members (its row of up and of gate and its column of down, ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from inarch.structure.demand import unit_axes
+from inarch.structure.errors import BindingError
+from inarch.structure.sites import Member, Site, SiteTable
+
+Key = tuple[str, str]
+"""(site name, axis name)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """Where one member's part of the rows lies in its parameter.
+
+    Attributes:
+        param: name of the parameter.
+        axis: the parameter's axis that the units lie on.
+        index: [N, k] positions of every unit on that axis.
+        width: numbers a position.
+    """
+
+    param: str
+    axis: int
+    index: Tensor
+    width: int
+
+    @property
+    def columns(self) -> int:
+        """Numbers that it adds to a row."""
+        return int(self.index.shape[1]) * self.width
+
+
+class UnitRows:
+    """The sites of a module, tied to its parameters.
+
+    Args:
+        table: the sites, found in the module's own graph.
+        module: the module whose parameters they name.
+
+    Raises:
+        BindingError: a parameter is missing, or its shape is another.
+    """
+
+    def __init__(self, table: SiteTable, module: nn.Module) -> None:
+        parameters = dict(module.named_parameters())
+        self.table = table
+        self.slots: dict[Key, tuple[Slot, ...]] = {}
+        self.biases: dict[Key, tuple[Slot, ...]] = {}
+        device = next(iter(parameters.values())).device
+        for site in table.sites:
+            for name in unit_axes(site):
+                vectors = sorted((m for m in site.on(name) if m.is_matrix), key=lambda m: m.role)
+                own = [m for m in site.on(name) if m.is_bias]
+                self.slots[site.name, name] = tuple(_slot(site, name, m, parameters, device) for m in vectors)
+                self.biases[site.name, name] = tuple(_slot(site, name, m, parameters, device) for m in own)
+
+    def read(self, key: Key, parameters: Mapping[str, Tensor]) -> Tensor:
+        """The rows [N, D] of an axis; differentiable."""
+        return torch.cat([_take(slot, parameters[slot.param]) for slot in self.slots[key]], 1)
+
+    def write(self, rows: Mapping[Key, Tensor], keep: Mapping[Key, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters with new rows, and biases scaled.
+
+        Args:
+            rows: [N, D] for some axes.
+            keep: [N] for some axes: what the unit's biases are multiplied by.
+            parameters: where all else comes from; they are not changed.
+
+        Returns:
+            The parameters that differ, new tensors; differentiable in rows, keep and parameters.
+        """
+        result: dict[str, Tensor] = {}
+        for key, new in rows.items():
+            start = 0
+            for slot in self.slots[key]:
+                part = new[:, start : start + slot.columns]
+                result[slot.param] = _put(slot, result.get(slot.param, parameters[slot.param]), part)
+                start += slot.columns
+        for key, factor in keep.items():
+            for slot in self.biases[key]:
+                now = result.get(slot.param, parameters[slot.param])
+                result[slot.param] = _put(slot, now, _take(slot, now) * factor[:, None])
+        return result
+
+    @torch.no_grad()
+    def store(self, key: Key, rows: Tensor, parameters: Mapping[str, Tensor]) -> None:
+        """Overwrite an axis's rows in the parameters themselves."""
+        start = 0
+        for slot in self.slots[key]:
+            part = rows[:, start : start + slot.columns]
+            shape = _front(slot, parameters[slot.param]).shape
+            _front(slot, parameters[slot.param]).index_copy_(0, slot.index.reshape(-1), part.reshape(-1, *shape[1:]))
+            start += slot.columns
+
+    def params(self, keys: Iterable[Key]) -> list[str]:
+        """Names of the parameters that the rows of these axes lie in."""
+        return sorted({slot.param for key in keys for slot in (*self.slots[key], *self.biases[key])})
+
+
+def _slot(site: Site, axis: str, member: Member, parameters: Mapping[str, Tensor], device: torch.device) -> Slot:
+    found = parameters.get(member.param)
+    if found is None or tuple(found.shape) != member.shape:
+        what = "is missing" if found is None else f"has shape {tuple(found.shape)}, not {member.shape}"
+        raise BindingError(f"parameter {member.param!r} {what}", where=site.name, hint="discover the sites of this very module")
+    return Slot(member.param, member.axis, torch.from_numpy(member.index(axis)).to(device), member.width)
+
+
+def _front(slot: Slot, parameter: Tensor) -> Tensor:
+    """The parameter with the units' axis in front; a view."""
+    return parameter.movedim(slot.axis, 0)
+
+
+def _take(slot: Slot, parameter: Tensor) -> Tensor:
+    """A member's part of the rows, [N, columns]."""
+    return _front(slot, parameter)[slot.index.reshape(-1)].reshape(slot.index.shape[0], -1)
+
+
+def _put(slot: Slot, parameter: Tensor, part: Tensor) -> Tensor:
+    """The parameter with a member's part replaced; a new tensor."""
+    front = _front(slot, parameter)
+    new = front.index_copy(0, slot.index.reshape(-1), part.reshape(-1, *front.shape[1:]))
+    return new.movedim(0, slot.axis)
