@@ -109,9 +109,7 @@ class GateSpace:
         prune: whether units may be pruned (else only shared).
     """
 
-    def __init__(
-        self, table: SiteTable, families: Sequence[Family], limits: Limits | None = None, *, prune: bool = True
-    ) -> None:
+    def __init__(self, table: SiteTable, families: Sequence[Family], limits: Limits | None = None, *, prune: bool = True) -> None:
         self.table = table
         self.families = tuple(families)
         self.limits = limits or DEFAULT_COST.balanced
@@ -307,7 +305,9 @@ class GateSpace:
         base = np.zeros(grid, np.bool_)
         lengths = [0]
         for spec in specs[1:]:
-            both = np.zeros(grid, np.bool_) if spec.key not in want else (want[spec.key] > 0) & ((wish[spec.key] > 0) | spec.frozen)
+            both = (
+                np.zeros(grid, np.bool_) if spec.key not in want else (want[spec.key] > 0) & ((wish[spec.key] > 0) | spec.frozen)
+            )
             length = _nearest(_mean(both, rows), coarse, first.per_head)
             if len(specs) > self.limits.max_segments:
                 length = self._level(length, coarse, first.per_head)

@@ -94,5 +94,3 @@ def as_plan(space: GateSpace, hard: Hard, name: str, provenance: Mapping[str, Js
     plan = build_plan(space.table, space.decisions(hard), name, provenance)
     lowered = lower(space.table, resolve(plan, space.table))
     return Hardened(hard, plan, lowered.planned, lowered.stored)
-
-

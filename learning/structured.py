@@ -171,7 +171,9 @@ def _refuse_ties(demand: Demand) -> None:
     for name in tied_sites(table):
         number = next(n for n, site in enumerate(table.sites) if site.name == name)
         if demand.changed[number]:
-            raise LoweringError("the plan changes a site with tied weights", where=name, hint="compile it; it cannot be fine-tuned")
+            raise LoweringError(
+                "the plan changes a site with tied weights", where=name, hint="compile it; it cannot be fine-tuned"
+            )
 
 
 def _spelled(name: str) -> str:

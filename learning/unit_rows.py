@@ -70,7 +70,9 @@ class UnitRows:
         """The rows [N, D] of an axis; differentiable."""
         return torch.cat([_take(slot, parameters[slot.param]) for slot in self.slots[key]], 1)
 
-    def write(self, rows: Mapping[Key, Tensor], keep: Mapping[Key, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def write(
+        self, rows: Mapping[Key, Tensor], keep: Mapping[Key, Tensor], parameters: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Parameters with new rows, and biases scaled.
 
         Args:

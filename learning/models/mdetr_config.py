@@ -72,7 +72,7 @@ VIT_B = VitConfig()
 _TINY_TEXT = TextConfig(
     family="bert", vocabulary=128, positions=40, types=1, width=96, layers=4, heads=4, hidden=384, epsilon=1e-12, dropout=0.0
 )
-_TINY_VIT = VitConfig(image=64, patch=16, width=96, layers=4, heads=4, hidden=384)
+_TINY_VIT = VitConfig(image=48, patch=8, width=96, layers=4, heads=4, hidden=384)
 _TINY = MdetrConfig(
     vision=_TINY_VIT,
     text=_TINY_TEXT,

@@ -32,9 +32,7 @@ def generalised_iou(first: Tensor, second: Tensor) -> Tensor:
     shared = (high - low).clamp(min=0).prod(-1)
     area = [(box[..., 2:] - box[..., :2]).clamp(min=0).prod(-1) for box in (first, second)]
     union = area[0] + area[1] - shared
-    around = (
-        torch.maximum(first[..., 2:], second[..., 2:]) - torch.minimum(first[..., :2], second[..., :2])
-    ).prod(-1)
+    around = (torch.maximum(first[..., 2:], second[..., 2:]) - torch.minimum(first[..., :2], second[..., :2])).prod(-1)
     return shared / union.clamp(min=1e-7) - (around - union) / around.clamp(min=1e-7)
 
 

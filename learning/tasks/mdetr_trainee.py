@@ -41,32 +41,33 @@ class Auxiliary(nn.Module):
         return torch.stack(losses).mean()
 
     @staticmethod
-    def place(found: Tensor, wanted: Tensor, owned: Tensor) -> Tensor:
+    def place(found: Tensor, wanted: Tensor, owned: Tensor, count: Tensor) -> Tensor:
         """Boxes that cells give of the objects on them, by L1 and GIoU as for queries: a query then has only to find the cells.
 
         Args:
             found: [I, G * G, 4], from the box head.
             wanted: [I, G * G, 4].
             owned: [I, G * G] bool, whether there is an object.
+            count: what to divide by.
         """
         mine, theirs = found[owned], wanted[owned]
         overlap = generalised_iou(corners(mine), corners(theirs))
-        return (5 * (mine - theirs).abs().sum(-1) + 2 * (1 - overlap)).sum() / owned.sum().clamp(min=1)
+        return (5 * (mine - theirs).abs().sum(-1) + 2 * (1 - overlap)).sum() / count
 
-    def ground(self, cells: Tensor, tokens: Tensor, covered: Tensor, spans: Tensor, real: Tensor) -> Tensor:
-        """Whether each cell belongs to what each token speaks of: binary cross entropy over real tokens.
+    def ground(self, cells: Tensor, tokens: Tensor, covered: Tensor, spans: Tensor, count: Tensor) -> Tensor:
+        """Whether each cell belongs to what each token speaks of: binary cross entropy.
 
         Args:
             cells: [B, G * G, C] and tokens [B, T, C], as the encoder leaves them.
             covered: [B, P, G * G] bool.
             spans: [B, P, T] bool.
-            real: [B, T] bool.
+            count: of tokens that speak of something.
         """
         logits = self.cell(cells) @ self.token(tokens).transpose(1, 2) / ALIGN**0.5 + self.bias
         wanted = (covered.to(logits.dtype).transpose(1, 2) @ spans.to(logits.dtype)).clamp(max=1)
         loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-        spoken = (spans.any(1) & real)[:, None, :].to(logits.dtype)
-        return (loss * (1 + 4 * wanted) * spoken).sum() / (spoken.sum() * cells.shape[1]).clamp(min=1)
+        spoken = spans.any(1)[:, None, :].to(logits.dtype)
+        return (loss * (1 + 4 * wanted) * spoken).sum() / (count * cells.shape[1])
 
 
 class MdetrTrainee(nn.Module):
@@ -92,7 +93,7 @@ class MdetrTrainee(nn.Module):
 
         Args:
             batch: as :func:`~inarch.learning.tasks.scenes.data.training_batch` makes it. Each loss is there where its targets
-                are: boxes, an answer, cells. ``objects``, where given, is what box losses are divided by.
+                are: boxes, an answer, cells.
         """
         model, image = self.model, batch["image"]
         pixels = batch["pixel_values"]
@@ -106,9 +107,8 @@ class MdetrTrainee(nn.Module):
         losses: dict[str, Tensor] = {}
         answers = batch["answers"]
         if bool(batch["box_mask"].any()):
-            objects = batch.get("objects", batch["box_mask"].sum()).clamp(min=1)
             for number, hidden in enumerate(outputs):
-                for name, loss in layer_losses(model.heads(hidden, words), batch, objects).items():
+                for name, loss in layer_losses(model.heads(hidden, words), batch, batch["objects"][0]).items():
                     losses[f"{name}{number}"] = loss
         if model.answer_heads and bool((answers >= 0).any()):
             for number, hidden in enumerate(outputs):
@@ -120,11 +120,12 @@ class MdetrTrainee(nn.Module):
             losses["words"] = self.auxiliary.read(text, self.words[batch["input_ids"]])
             on_cells = model.bbox_embed(memory[:, : seen.shape[1]]).sigmoid()
             owned = batch["cells"][..., 0] >= 0
-            losses["places"] = self.auxiliary.place(on_cells, batch["cell_boxes"][image], owned[image])
+            losses["places"] = self.auxiliary.place(on_cells, batch["cell_boxes"][image], owned[image], batch["owned"][0])
             if bool(batch["box_mask"].any()):
                 cells_of = memory[:, : seen.shape[1]]
-                real = batch["attention_mask"] != 0
-                losses["ground"] = 4 * self.auxiliary.ground(cells_of, words, batch["covered"], batch["spans"], real)
+                losses["ground"] = 4 * self.auxiliary.ground(
+                    cells_of, words, batch["covered"], batch["spans"], batch["spoken"][0]
+                )
         return losses
 
     def _answers(self, hidden: Tensor) -> Tensor:

@@ -101,7 +101,8 @@ def training_batch(data: ScenesData, texts: Texts, rows: Indices, picks: Indices
         ``pixel_values`` [I, 3, S, S], ``image`` [B] (which image each text is about), ``input_ids`` and ``attention_mask``
         [B, T], ``boxes`` [B, P, 4], ``box_mask`` [B, P], ``spans`` [B, P, T], ``answers`` [B], ``cells`` [I, G * G, 4]
         (attributes of the object on every cell, -1 on the ground), ``cell_boxes`` [I, G * G, 4] (its box) and ``covered``
-        [B, P, G * G] (cells of each target).
+        [B, P, G * G] (cells of each target). What losses are divided by, so that processes that take a part each agree:
+        ``objects`` (boxes), ``owned`` (cells with an object, once a text) and ``spoken`` (tokens that speak of a box), each [1].
     """
     scene = np.repeat(rows, picks.shape[1])
     pick = picks.reshape(-1)
@@ -128,8 +129,16 @@ def training_batch(data: ScenesData, texts: Texts, rows: Indices, picks: Indices
         "answers": texts.answers[scene, pick],
         "cells": np.where(owner[..., None] < 0, -1, of_cell),
         "cell_boxes": world.boxes[rows[:, None], np.maximum(owner, 0)],
+        "objects": _at_least_one(targets >= 0),
+        "owned": _at_least_one((owner >= 0)[image]),
+        "spoken": _at_least_one(texts.spans[scene, pick, :, :length].any(1)),
         "covered": (owner[image][:, None, :] == targets[:, :, None]) & (targets[:, :, None] >= 0),
     }
+
+
+def _at_least_one(mask: Any) -> npt.NDArray[np.float32]:
+    """How many are true, one where none is, [1]."""
+    return np.array([max(int(mask.sum()), 1)], np.float32)
 
 
 def feeds(data: ScenesData, texts: Texts, flat: Indices) -> Mapping[str, npt.NDArray[Any]]:

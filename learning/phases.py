@@ -1,0 +1,306 @@
+"""The two stages of training: weights alone (dense or structured), and structure together with weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from pydantic import JsonValue
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from inarch.learning.config import Optimisation, StructureSettings
+from inarch.learning.gates import GateSpace, Hard
+from inarch.learning.harden import Hardened, as_plan, harden
+from inarch.learning.hypernetwork import Hypernetwork
+from inarch.learning.objective import align, alignment, budget, effective_rows
+from inarch.learning.tasks.courses import Course, Part, shard, tensors
+from inarch.learning.trainer import rate_at
+from inarch.learning.unit_rows import UnitRows
+
+BETAS = (0.9, 0.98)
+"""A shorter memory of squares than Adam's default suits runs of some thousand steps."""
+
+
+class _Weights:
+    """A module, its optimiser, and steps on batches of a course."""
+
+    def __init__(self, module: nn.Module, course: Course, settings: Optimisation, place: Accelerator, seed: int) -> None:
+        self.raw, self.course, self.settings, self.place, self.seed = module, course, settings, place, seed
+        trained = [p for p in module.parameters() if p.requires_grad]
+        made = torch.optim.AdamW(trained, lr=settings.rate, betas=BETAS, weight_decay=settings.decay, foreach=True)
+        self.module, self.optimiser = place.prepare(module, made)
+        self.average = {n: p.detach().clone() for n, p in self.raw.named_parameters()} if settings.average else {}
+
+    def batch(self, step: int, part: Part = "weights") -> dict[str, Tensor]:
+        """This process's part of a batch."""
+        whole = self.course.batch(self.seed, step, part)
+        return tensors(shard(whole, self.place.process_index, self.place.num_processes), self.place.device)
+
+    def descend(self, losses: Mapping[str, Tensor], number: int) -> dict[str, float]:
+        """One step down; returns the losses as numbers."""
+        loss = torch.stack(list(losses.values())).sum()
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate_at(self.settings, number)
+        self.optimiser.zero_grad()
+        self.place.backward(loss)
+        self.place.clip_grad_norm_(self.module.parameters(), self.settings.clip)
+        self.optimiser.step()
+        with torch.no_grad():
+            for name, parameter in self.raw.named_parameters() if self.average else ():
+                self.average[name].lerp_(parameter, 1 - self.settings.average)
+        return {"loss": float(loss.detach())} | {name: float(value.detach()) for name, value in losses.items()}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "module": self.raw.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average,
+            "random": torch.get_rng_state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.raw.load_state_dict(state["module"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        for name, value in state["average"].items():
+            self.average[name].copy_(value)
+        torch.set_rng_state(state["random"])
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Put the averaged weights in place, where they are what is kept."""
+        for name, parameter in self.raw.named_parameters() if self.average else ():
+            parameter.copy_(self.average[name])
+
+
+class WeightPhase:
+    """Training of a module as it is: a dense trainee, or a structured one.
+
+    Args:
+        name: of the phase.
+        module: called with a batch, it gives losses by name.
+        course: what it is trained on.
+        settings: how.
+        place: processes and device.
+        seed: of the batches.
+        teacher: gives further losses for a batch (distillation), or None.
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, course: Course, settings: Optimisation, place: Accelerator, seed: int
+    ) -> None:
+        self.name, self.settings = name, settings
+        torch.manual_seed(seed)
+        self._weights = _Weights(module, course, settings, place, seed)
+
+    def step(self, number: int) -> dict[str, float]:
+        """A plain training step."""
+        self._weights.module.train()
+        values = self._weights.descend(self._weights.module(self._weights.batch(number)), number)
+        if number + 1 == self.settings.steps:
+            self._weights.finish()
+        return values
+
+    def state(self) -> dict[str, Any]:
+        """Weights, optimiser, moving average, torch's generator."""
+        return self._weights.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """As :meth:`state` gave it."""
+        self._weights.restore(state)
+
+
+class StructureModule(nn.Module):
+    """A hypernetwork and a trainee whose weights stand still: from a batch to losses under gates.
+
+    Args:
+        hypernetwork: what is trained.
+        trainee: a module with the model under ``model``.
+        space: the gates.
+        units: the model's units.
+        settings: how.
+        target: parameters that the model is to have.
+    """
+
+    def __init__(
+        self,
+        hypernetwork: Hypernetwork,
+        trainee: nn.Module,
+        space: GateSpace,
+        units: UnitRows,
+        settings: StructureSettings,
+    ) -> None:
+        super().__init__()
+        self.hypernetwork = hypernetwork
+        self._trainee = [trainee]
+        self.space, self.units, self.settings = space, units, settings
+        self.last = Hard({}, {})
+
+    def forward(self, batch: Mapping[str, Tensor], noise: Tensor) -> dict[str, Tensor]:
+        """Losses by name; ``budget`` is among them."""
+        trainee = self._trainee[0]
+        gates = self.space.gates(self.hypernetwork(), self.settings.temperature, noise)
+        self.last = gates.hard
+        frozen = {name: parameter.detach() for name, parameter in trainee.named_parameters()}
+        of_model = {name.removeprefix("model."): value for name, value in frozen.items() if name.startswith("model.")}
+        rows, factors = effective_rows(self.space, self.units, gates, of_model)
+        for name, value in self.units.write(rows, factors, of_model).items():
+            frozen[f"model.{name}"] = value
+        losses: dict[str, Tensor] = functional_call(trainee, frozen, (batch,))
+        target = self.settings.keep * self.space.table.parameters
+        count = self.space.count(gates)
+        return losses | {
+            "budget": self.settings.weight * budget(count, target),
+            "kept": count.detach() / target * self.settings.keep,
+        }
+
+
+class LearnPhase:
+    """Structure and weights in turn, then the structure frozen, and the weights brought to it.
+
+    Even steps are the weights', odd ones the hypernetwork's, until ``freeze``. There the structure is hardened at exactly the
+    budget; until ``arrive`` the weights move to it on a straight line, and from then on they keep to it.
+
+    Args:
+        trainee: a module with the model under ``model``; its weights are learned in place.
+        course: what it is trained on.
+        settings: of the weights' optimiser.
+        structure: how the structure is learned.
+        space: the gates.
+        place: processes and device.
+        seed: of batches, noise and hypernetwork.
+        model: the model's name, for the plan.
+    """
+
+    name = "learning"
+
+    def __init__(
+        self,
+        trainee: nn.Module,
+        course: Course,
+        settings: Optimisation,
+        structure: StructureSettings,
+        space: GateSpace,
+        place: Accelerator,
+        seed: int,
+        model: str,
+    ) -> None:
+        self.settings, self.structure, self.space, self.place, self.seed, self.model = (
+            settings,
+            structure,
+            space,
+            place,
+            seed,
+            model,
+        )
+        torch.manual_seed(seed)
+        self.units = UnitRows(space.table, trainee.get_submodule("model"))
+        space.to(place.device)
+        start = space.offsets(structure.keep_offset, structure.share_offset, structure.head_offset)
+        self.hypernetwork = Hypernetwork(space, start, kind=structure.generator, seed=seed)
+        self._weights = _Weights(trainee, course, settings, place, seed)
+        made = torch.optim.Adam(self.hypernetwork.parameters(), lr=structure.rate)
+        self._raw = StructureModule(self.hypernetwork, trainee, space, self.units, structure)
+        self._structure, self._optimiser = place.prepare(self._raw, made)
+        self._hard: Hard | None = None
+        self._freeze, self._arrive = (round(part * settings.steps) for part in (structure.freeze, structure.arrive))
+
+    def step(self, number: int) -> dict[str, float]:
+        """A step of the weights or of the hypernetwork."""
+        if number < self._freeze and number % 2:
+            return self._structure_step(number)
+        if number >= self._freeze and self._hard is None:
+            self._hard = self.harden().hard
+        return self._weight_step(number)
+
+    def _weight_step(self, number: int) -> dict[str, float]:
+        self._weights.module.train()
+        losses = self._weights.module(self._weights.batch(number))
+        parameters = self._parameters()
+        weight = self.structure.alignment
+        if weight and self._hard is None and self._raw.last.keep:
+            losses["alignment"] = weight * alignment(self.space, self.units, self._raw.last, parameters)
+        values = self._weights.descend(losses, number)
+        fraction = self._fraction(number)
+        hard = self._hard or self._raw.last
+        if fraction and hard.keep:
+            align(self.space, self.units, hard, parameters, fraction)
+        return values
+
+    def _parameters(self) -> dict[str, Tensor]:
+        return dict(self._weights.raw.get_submodule("model").named_parameters())
+
+    def _fraction(self, number: int) -> float:
+        """How far the weights move to the structure after a step; wholly after the last in any case."""
+        if number + 1 == self.settings.steps:
+            return 1.0
+        if not self.structure.align:
+            return 0.0
+        if self._hard is None:
+            return self.structure.pull
+        return 1 / max(self._arrive - number, 1)
+
+    def _structure_step(self, number: int) -> dict[str, float]:
+        self._weights.module.train()
+        noise = _logistic(self.space.logits, [self.seed, number]).to(self.place.device)
+        losses = self._structure(self._weights.batch(number, "structure"), noise)
+        kept = float(losses.pop("kept"))
+        loss = torch.stack(list(losses.values())).sum()
+        self._optimiser.zero_grad()
+        self.place.backward(loss)
+        self.place.clip_grad_norm_(self._structure.parameters(), 1.0)
+        self._optimiser.step()
+        values = {"structure_loss": float(loss.detach()), "budget": float(losses["budget"].detach()), "kept": kept}
+        return values | shares_of(self.space, self._raw.last)
+
+    @torch.no_grad()
+    def logits(self) -> Tensor:
+        """What the hypernetwork says now, [L]."""
+        made: Tensor = self.hypernetwork()
+        return made
+
+    def harden(self) -> Hardened:
+        """The structure at exactly the budget, as it was frozen or, before that, as it would be now."""
+        provenance: dict[str, JsonValue] = {"learned": self.structure.model_dump(mode="json"), "seed": self.seed}
+        if self._hard is not None:
+            return as_plan(self.space, self._hard, self.model, provenance)
+        return harden(self.space, self.logits(), self.structure.keep, self.model, provenance)
+
+    def state(self) -> dict[str, Any]:
+        """Weights, hypernetwork, both optimisers, and the gates."""
+        masks = {}
+        for label, hard in (("hard", self._hard), ("last", self._raw.last)):
+            masks[label] = None if hard is None or not hard.keep else [self.space.flat(hard.keep), self.space.flat(hard.share)]
+        state = {"hypernetwork": self.hypernetwork.state_dict(), "structure": self._optimiser.state_dict()}
+        return self._weights.state() | state | masks
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """As :meth:`state` gave it."""
+        self._weights.restore(state)
+        self.hypernetwork.load_state_dict(state["hypernetwork"])
+        self._optimiser.load_state_dict(state["structure"])
+        self._hard = self._unflat(state["hard"])
+        self._raw.last = self._unflat(state["last"]) or Hard({}, {})
+
+    def _unflat(self, masks: list[Tensor] | None) -> Hard | None:
+        if masks is None:
+            return None
+        keep, share = ({key: flat[spec.units].numpy() > 0 for key, spec in self.space.axes.items()} for flat in masks)
+        return Hard(keep, share)
+
+
+def _logistic(count: int, seed: list[int]) -> Tensor:
+    """Differences of two Gumbel variables."""
+    draw = np.random.default_rng([7, *seed]).random(count, np.float32).clip(1e-6, 1 - 1e-6)
+    return torch.from_numpy(np.log(draw) - np.log1p(-draw))
+
+
+def shares_of(space: GateSpace, hard: Hard) -> dict[str, float]:
+    """What part of all units is pruned, and what part of those that may be shared is."""
+    kept = sum(float(mask.sum()) for mask in hard.keep.values())
+    shared = sum(float(mask.sum()) for mask in hard.share.values())
+    may = max(sum(spec.heads * spec.per_head for spec in space.axes.values() if spec.share is not None), 1)
+    return {"pruned": 1 - kept / space.units, "shared": shared / may}

@@ -1,0 +1,298 @@
+"""Whole runs: dense pre-training, learning a structure, tuning; each in a folder that says how it was made and can be resumed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from inarch.frontends.canonicalize import discover_canonical
+from inarch.learning.config import DataSettings, LearnConfig, TuneConfig
+from inarch.learning.distil import Distilled
+from inarch.learning.families import families
+from inarch.learning.gates import GateSpace
+from inarch.learning.harden import Hardened
+from inarch.learning.matching import match
+from inarch.learning.models.examples import run_eager
+from inarch.learning.models.export import export_model
+from inarch.learning.models.mdetr import Mdetr
+from inarch.learning.models.mdetr_config import MdetrConfig
+from inarch.learning.models.registry import build, preset
+from inarch.learning.phases import LearnPhase, WeightPhase
+from inarch.learning.structured import Structured
+from inarch.learning.tasks.courses import Scenes, ScenesSettings
+from inarch.learning.tasks.scenes.texts import Kind
+from inarch.learning.trainer import CHECKPOINT, Progress, accelerator, run
+from inarch.learning.unit_rows import UnitRows
+from inarch.runtime.accuracy import Evaluation, evaluate
+from inarch.structure.errors import InarchError
+from inarch.structure.plan import Plan, load_plan, save_plan
+from inarch.structure.sites import SiteTable
+
+CONFIG, PLAN, WEIGHTS, DENSE = "config.json", "plan.json", "weights.safetensors", "dense.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Workshop:
+    """A model, its sites and its data: what every stage of a run needs.
+
+    Attributes:
+        config: of the run.
+        model: the model's configuration, fitted to the data.
+        scenes: the data.
+        table: the model's sites.
+    """
+
+    config: LearnConfig
+    model: MdetrConfig
+    scenes: Scenes
+    table: SiteTable
+
+    def build(self, weights: Mapping[str, Tensor] | None = None) -> Mdetr:
+        """The model, with these weights, or with random ones of the run's seed."""
+        made = build(self.model, seed=self.config.seed)
+        assert isinstance(made, Mdetr)
+        if weights is not None:
+            made.load_state_dict(dict(weights))
+        return made
+
+
+def workshop(config: LearnConfig) -> Workshop:
+    """Set up a run: the model is exported once, to find its sites.
+
+    Raises:
+        InarchError: there is no such preset, or it does not fit the task.
+    """
+    chosen = preset(config.model)
+    if not isinstance(chosen, MdetrConfig):
+        raise InarchError("scenes train the MDETR presets", where="model", hint="mdetr-tiny")
+    scenes = Scenes(_settings(config.data, chosen))
+    fitted = scenes.fitted(chosen)
+    bare = build(fitted, seed=0)
+    return Workshop(config, fitted, scenes, discover_canonical(export_model(bare)).table)
+
+
+def _settings(data: DataSettings, model: MdetrConfig) -> ScenesSettings:
+    values = data.model_dump(exclude={"task"})
+    return ScenesSettings(**values, grid=-(-data.side // model.vision.stride))
+
+
+def as_model(model: nn.Module) -> Any:
+    """A module as :func:`~inarch.runtime.accuracy.evaluate` runs it: arrays in, arrays out."""
+
+    def call(feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        return run_eager(model, feeds)
+
+    return call
+
+
+def train_dense(shop: Workshop, folder: Path, place: Accelerator, progress: Progress | None = None) -> dict[str, Tensor]:
+    """Dense pre-training on grounding; returns the trainee's weights, auxiliary heads included, and keeps them in the folder."""
+    done = folder / DENSE
+    course = shop.scenes.course("grounding")
+    trainee = course.trainee(shop.build())
+    if done.exists():
+        return load_file(done)
+    if shop.config.weights is not None:
+        trainee.load_state_dict(_read_weights(Path(shop.config.weights)))
+    else:
+        phase = WeightPhase("dense", trainee, course, shop.config.dense, place, shop.config.seed)
+        run(phase, folder / "dense", main=place.is_main_process, progress=progress)
+    state = {name: value.detach().cpu().contiguous() for name, value in trainee.state_dict().items()}
+    if place.is_main_process:
+        _keep(state, done)
+        (folder / "dense" / CHECKPOINT).unlink(missing_ok=True)
+    place.wait_for_everyone()
+    return state
+
+
+def gate_space(shop: Workshop) -> GateSpace:
+    """The gates that the run's settings allow."""
+    structure = shop.config.structure
+    return GateSpace(shop.table, families(shop.table, structure.sharing, structure.block), prune=structure.prune)
+
+
+def train_structure(
+    shop: Workshop, weights: Mapping[str, Tensor], folder: Path, place: Accelerator, progress: Progress | None = None
+) -> tuple[Hardened, dict[str, Tensor]]:
+    """Learn a structure on grounding, from dense weights.
+
+    Returns:
+        The structure with its plan, and the trainee's weights, which hold to it.
+    """
+    course = shop.scenes.course("grounding")
+    trainee = course.trainee(shop.build())
+    trainee.load_state_dict(dict(weights))
+    space = gate_space(shop)
+    if shop.config.structure.matching:
+        model = trainee.get_submodule("model")
+        match(space.families, UnitRows(shop.table, model), dict(model.named_parameters()))
+    phase = LearnPhase(
+        trainee, course, shop.config.learning, shop.config.structure, space, place, shop.config.seed, shop.config.model
+    )
+    run(phase, folder / "learning", main=place.is_main_process, progress=progress)
+    return phase.harden(), {name: value.detach().cpu().contiguous() for name, value in trainee.state_dict().items()}
+
+
+def learn(config: LearnConfig, folder: Path, *, device: str | None = None, progress: Progress | None = None) -> Hardened:
+    """A whole run: dense pre-training, structure, plan. What is there already is not done again.
+
+    The folder gets ``config.json``, ``dense.safetensors``, ``plan.json``, ``weights.safetensors`` (which hold to the plan), logs.
+
+    Raises:
+        InarchError: the folder holds a run with another configuration, or training fails.
+    """
+    place = accelerator(config.precision, device)
+    _claim(config, folder, place)
+    shop = workshop(config)
+    dense = train_dense(shop, folder, place, progress)
+    hardened, weights = train_structure(shop, dense, folder, place, progress)
+    if place.is_main_process:
+        _keep(weights, folder / WEIGHTS)
+        save_plan(hardened.plan, folder / PLAN)
+    return hardened
+
+
+def tune(
+    run_folder: Path,
+    config: TuneConfig,
+    folder: Path,
+    *,
+    dense: bool = False,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Fine-tune a run's model on one kind of task, structured by its plan, or dense, to compare with.
+
+    The folder gets ``config.json``, ``weights.safetensors`` (in the dense layout) and ``evaluation.json``.
+
+    Raises:
+        InarchError: the run is not complete, or training fails.
+    """
+    learned = read_run(run_folder)
+    shop = workshop(learned)
+    place = accelerator(config.precision, device)
+    plan = None if dense else load_plan(run_folder / PLAN)
+    source = run_folder / (DENSE if dense else WEIGHTS)
+    teacher = load_file(run_folder / DENSE) if config.distil and not dense else None
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    weights = tune_weights(shop, load_file(source), plan, config, folder, place, teacher, progress)
+    if place.is_main_process:
+        _keep(weights, folder / WEIGHTS)
+    judged = judge(shop, weights, config.kind)
+    summary = {"task": judged.task, "headline": judged.headline, "overall": dict(judged.overall)}
+    (folder / "evaluation.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    return judged
+
+
+def tune_weights(
+    shop: Workshop,
+    weights: Mapping[str, Tensor],
+    plan: Plan | None,
+    config: TuneConfig,
+    folder: Path,
+    place: Accelerator,
+    teacher: Mapping[str, Tensor] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """Train a trainee on a kind of task from given weights, under a plan if there is one.
+
+    Args:
+        shop: the run.
+        weights: the trainee's.
+        plan: held to by truly tied and truly smaller parameters; None trains the dense model.
+        config: of the tuning.
+        folder: where its checkpoints are.
+        place: processes and device.
+        teacher: a dense trainee's weights to distil from, by ``config.distil``.
+        progress: called after every step.
+
+    Returns:
+        The trainee's weights in the dense layout.
+    """
+    course = shop.scenes.course(config.kind)
+    trainee = course.trainee(shop.build())
+    trainee.load_state_dict(dict(weights))
+    module: nn.Module = trainee
+    if teacher is not None and config.distil:
+        wise = course.trainee(shop.build())
+        wise.load_state_dict(dict(teacher))
+        module = Distilled(trainee, wise, config.distil)
+    structured = None
+    prefix = "model." if module is trainee else "student.model."
+    if plan is not None:
+        module = structured = Structured(module, shop.table, plan, prefix)
+    phase = WeightPhase(f"tune-{config.kind}", module, course, config.optimisation, place, config.seed)
+    run(phase, folder, main=place.is_main_process, progress=progress)
+    if structured is not None:
+        dense = {name.removeprefix("student."): value.detach() for name, value in structured.dense().items()}
+        result = copy.copy(trainee.state_dict()) | {name: dense[name] for name in dict(trainee.named_parameters())}
+    else:
+        result = trainee.state_dict()
+    return {name: value.detach().cpu().contiguous().clone() for name, value in result.items()}
+
+
+def model_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's own part of a trainee's weights."""
+    return {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
+
+
+def judge(
+    shop: Workshop, weights: Mapping[str, Tensor], kind: Kind, *, limit: int | None = None, split: str = "test"
+) -> Evaluation:
+    """A trainee's weights on held-out samples."""
+    return evaluate(as_model(shop.build(model_weights(weights)).eval()), shop.scenes.task(kind, split), limit=limit)
+
+
+def read_run(folder: Path) -> LearnConfig:
+    """The configuration of a run.
+
+    Raises:
+        InarchError: there is none.
+    """
+    from inarch.learning.config import read_config
+
+    path = folder / CONFIG
+    if not path.exists():
+        raise InarchError("there is no run here", where=str(folder), hint="inarch learn --out makes one")
+    return read_config(path)
+
+
+def _claim(config: LearnConfig, folder: Path, place: Accelerator) -> None:
+    """Take a folder for a run, or go on with the same run in it."""
+    path = folder / CONFIG
+    if path.exists() and read_run(folder) != config:
+        raise InarchError("another run is here", where=str(folder), hint="--resume goes on with it; or another --out")
+    if place.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    place.wait_for_everyone()
+
+
+def _keep(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write weights; the file is whole or not there."""
+    part = path.with_suffix(".part")
+    save_file(dict(state), part)
+    os.replace(part, path)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, ValueError) as error:
+        raise InarchError(f"cannot be read: {error}", where=str(path)) from None
+
+
+def replaced(shop: Workshop, **changes: Any) -> Workshop:
+    """The same workshop for another configuration of structure, budget or seed: sites and data stay."""
+    return replace(shop, config=shop.config.model_copy(update=changes))

@@ -1,0 +1,108 @@
+"""Scenes as held-out samples: phrases grounded, expressions referred to, questions answered; numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from inarch.learning.tasks.boxes import giou, iou, to_corners
+from inarch.learning.tasks.mdetr_read import ground, refer
+from inarch.learning.tasks.scenes.data import ScenesData, feeds
+from inarch.learning.tasks.scenes.texts import Kind, Texts
+from inarch.structure.units import Indices
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+TOP = 10
+"""Boxes that count for precision@10."""
+
+RIGHT = 0.5
+"""Overlap from which on a box is right."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScenesTask:
+    """All texts of one kind of one split.
+
+    Attributes:
+        kind: which texts.
+        data: the split.
+        texts: its texts.
+        label: what the data are called, before the kind in the task's name.
+    """
+
+    kind: Kind
+    data: ScenesData
+    texts: Texts
+    label: str = "scenes"
+
+    @property
+    def name(self) -> str:
+        """As ``scenes/vqa``."""
+        return f"{self.label}/{self.kind}"
+
+    @property
+    def samples(self) -> int:
+        """Texts in all scenes."""
+        return int(self.texts.ids.shape[0] * self.texts.ids.shape[1])
+
+    @property
+    def headline(self) -> str:
+        """The metric that stands for the kind."""
+        return {"grounding": "recall@1", "referring": "precision@1", "vqa": "accuracy"}[self.kind]
+
+    def feeds(self, rows: Indices) -> Arrays:
+        """Pixels and tokens."""
+        return feeds(self.data, self.texts, rows)
+
+    def predict(self, rows: Indices, outputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """The answer, or the boxes, and ``margin``: how far the first choice is ahead of the second."""
+        if self.kind == "vqa":
+            logits = outputs["answer"]
+            two = np.sort(logits, axis=1)[:, -2:]
+            return {"answer": logits.argmax(1), "margin": two[:, 1] - two[:, 0]}
+        if self.kind == "grounding":
+            boxes, scores = ground(outputs, self._of(self.texts.spans, rows))
+            two = np.sort(scores, axis=-1)[..., -2:]
+            real = self._of(self.texts.targets, rows) >= 0
+            return {"boxes": boxes, "margin": np.where(real, two[..., 1] - two[..., 0], 1.0).min(1)}
+        boxes, scores = refer(outputs, TOP)
+        return {"boxes": boxes, "scores": scores, "margin": scores[:, 0] - scores[:, 1]}
+
+    def score(self, rows: Indices, predictions: Arrays) -> dict[str, npt.NDArray[np.float64]]:
+        """Right or wrong; for grounding, the share of phrases that are right. By kind of text too, where it was such a text."""
+        if self.kind == "vqa":
+            right = predictions["answer"] == self._of(self.texts.answers, rows)
+            return {"accuracy": right.astype(np.float64)}
+        scene = rows // self.texts.ids.shape[1]
+        targets = self._of(self.texts.targets, rows)
+        wanted = to_corners(self.data.scenes.boxes[scene[:, None], np.maximum(targets, 0)])
+        found = to_corners(predictions["boxes"])
+        if self.kind == "grounding":
+            real = targets >= 0
+            right = (iou(found, wanted) >= RIGHT) & real
+            return {"recall@1": right.sum(1) / np.maximum(real.sum(1), 1)}
+        scores: dict[str, npt.NDArray[np.float64]] = {}
+        for prefix, overlap in (("", iou(found, wanted)), ("giou_", giou(found, wanted))):
+            for top in (1, 5, 10):
+                scores[f"{prefix}precision@{top}"] = np.any(overlap[:, :top] >= RIGHT, axis=1).astype(np.float64)
+        return scores
+
+    def overall(self, predictions: Arrays) -> dict[str, float]:
+        """The headline by sort of text: ``accuracy/count`` and so on."""
+        count = len(predictions["margin"])
+        rows = np.arange(count)
+        kinds = self.texts.kinds.reshape(-1)[:count]
+        scores = self.score(rows, predictions)[self.headline]
+        if self.kind == "grounding":
+            return {}
+        return {f"{self.headline}/{kind}": float(scores[kinds == kind].mean()) for kind in np.unique(kinds).tolist()}
+
+    def _of(self, values: npt.NDArray[Any], rows: Indices) -> npt.NDArray[Any]:
+        """Values [N, K, ...] of texts by their place in [N * K]."""
+        found: npt.NDArray[Any] = values.reshape(-1, *values.shape[2:])[rows]
+        return found
