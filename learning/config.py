@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -161,6 +162,21 @@ def refusal(error: ValidationError, source: str) -> InarchError:
     return InarchError(first["msg"], where=f"{source}: {place}" if place else source)
 
 
+_Made = TypeVar("_Made", bound=BaseModel)
+
+
+def validated(kind: type[_Made], values: Mapping[str, Any], source: str) -> _Made:
+    """Settings from plain values.
+
+    Raises:
+        InarchError: one is out of range; it names the place.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise refusal(error, source) from None
+
+
 def changed(config: LearnConfig, changes: dict[str, Any]) -> LearnConfig:
     """A configuration with some values replaced, by dotted names: ``{"structure.keep": 0.5}``.
 
@@ -176,7 +192,4 @@ def changed(config: LearnConfig, changes: dict[str, Any]) -> LearnConfig:
         if not isinstance(at, dict) or last not in at:
             raise InarchError("there is no such setting", where=name)
         at[last] = value
-    try:
-        return LearnConfig.model_validate(tree)
-    except ValidationError as error:
-        raise refusal(error, "settings") from None
+    return validated(LearnConfig, tree, "settings")

@@ -14,6 +14,7 @@ from inarch.structure.errors import InarchError
 from inarch.structure.lowering import lower
 from inarch.structure.plan import Plan
 from inarch.structure.resolve import build_plan, resolve
+from inarch.structure.sites import SiteTable
 
 TOLERANCE = 0.003
 """How far from the budget, in parts of the whole model, a structure may end; steps of a small model are coarse."""
@@ -27,12 +28,14 @@ class Hardened:
         hard: the structure.
         plan: the same as a plan.
         planned, stored: parameters of the whole model, as the plan counts them and as the compiled file holds them.
+        table: the model's sites.
     """
 
     hard: Hard
     plan: Plan
     planned: int
     stored: int
+    table: SiteTable
 
 
 def harden(space: GateSpace, logits: Tensor, keep: float, name: str, provenance: Mapping[str, JsonValue]) -> Hardened:
@@ -93,4 +96,4 @@ def as_plan(space: GateSpace, hard: Hard, name: str, provenance: Mapping[str, Js
     """A structure as a plan, and what it keeps."""
     plan = build_plan(space.table, space.decisions(hard), name, provenance)
     lowered = lower(space.table, resolve(plan, space.table))
-    return Hardened(hard, plan, lowered.planned, lowered.stored)
+    return Hardened(hard, plan, lowered.planned, lowered.stored, space.table)

@@ -31,7 +31,7 @@ class _Weights:
     def __init__(self, module: nn.Module, course: Course, settings: Optimisation, place: Accelerator, seed: int) -> None:
         self.raw, self.course, self.settings, self.place, self.seed = module, course, settings, place, seed
         trained = [p for p in module.parameters() if p.requires_grad]
-        made = torch.optim.AdamW(trained, lr=settings.rate, betas=BETAS, weight_decay=settings.decay, foreach=True)
+        made = torch.optim.AdamW(trained, lr=settings.rate, betas=BETAS, weight_decay=settings.decay, fused=True)
         self.module, self.optimiser = place.prepare(module, made)
         self.average = {n: p.detach().clone() for n, p in self.raw.named_parameters()} if settings.average else {}
 
@@ -142,16 +142,17 @@ class StructureModule(nn.Module):
     def forward(self, batch: Mapping[str, Tensor], noise: Tensor) -> dict[str, Tensor]:
         """Losses by name; ``budget`` is among them."""
         trainee = self._trainee[0]
-        gates = self.space.gates(self.hypernetwork(), self.settings.temperature, noise)
-        self.last = gates.hard
         frozen = {name: parameter.detach() for name, parameter in trainee.named_parameters()}
         of_model = {name.removeprefix("model."): value for name, value in frozen.items() if name.startswith("model.")}
-        rows, factors = effective_rows(self.space, self.units, gates, of_model)
-        for name, value in self.units.write(rows, factors, of_model).items():
-            frozen[f"model.{name}"] = value
+        with torch.autocast(noise.device.type, enabled=False):
+            gates = self.space.gates(self.hypernetwork(), self.settings.temperature, noise)
+            rows, factors = effective_rows(self.space, self.units, gates, of_model)
+            for name, value in self.units.write(rows, factors, of_model).items():
+                frozen[f"model.{name}"] = value
+            count = self.space.count(gates)
+        self.last = gates.hard
         losses: dict[str, Tensor] = functional_call(trainee, frozen, (batch,))
         target = self.settings.keep * self.space.table.parameters
-        count = self.space.count(gates)
         return losses | {
             "budget": self.settings.weight * budget(count, target),
             "kept": count.detach() / target * self.settings.keep,

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+import onnx_ir
+import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -35,7 +37,9 @@ from inarch.learning.trainer import CHECKPOINT, Progress, accelerator, run
 from inarch.learning.unit_rows import UnitRows
 from inarch.runtime.accuracy import Evaluation, evaluate
 from inarch.structure.errors import InarchError
+from inarch.structure.lowering import lower
 from inarch.structure.plan import Plan, load_plan, save_plan
+from inarch.structure.resolve import resolve
 from inarch.structure.sites import SiteTable
 
 CONFIG, PLAN, WEIGHTS, DENSE = "config.json", "plan.json", "weights.safetensors", "dense.safetensors"
@@ -247,6 +251,30 @@ def model_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
 
 
+def backbone_parameters(plan: Plan, table: SiteTable) -> tuple[int, int]:
+    """Parameters of the sites of the two backbones, and how many of them the compiled model stores.
+
+    Weight vectors that a backbone shares with what is outside of it count where they are stored first.
+    """
+    from inarch.learning.families import modality
+
+    inside = {site.name for site in table.sites if modality(site.name) != "both"}
+    own = sum(site.parameters for site in table.sites if site.name in inside)
+    only = plan.model_copy(update={"sites": {name: site for name, site in plan.sites.items() if name in inside}})
+    stored = lower(table, resolve(only, table)).stored
+    return own, own - (table.parameters - stored)
+
+
+def export_tuned(run_folder: Path, folder: Path) -> onnx_ir.Model:
+    """Export tuned weights in the dense layout: the model that is compiled with the run's plan.
+
+    Raises:
+        InarchError: the run or the weights are missing.
+    """
+    shop = workshop(read_run(run_folder))
+    return export_model(shop.build(model_weights(_read_weights(folder / WEIGHTS))))
+
+
 def judge(
     shop: Workshop, weights: Mapping[str, Tensor], kind: Kind, *, limit: int | None = None, split: str = "test"
 ) -> Evaluation:
@@ -296,3 +324,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 def replaced(shop: Workshop, **changes: Any) -> Workshop:
     """The same workshop for another configuration of structure, budget or seed: sites and data stay."""
     return replace(shop, config=shop.config.model_copy(update=changes))
+
+
+def use_threads(count: int) -> None:
+    """Let torch use so many threads; for callers that do not import it."""
+    torch.set_num_threads(count)

@@ -16,7 +16,7 @@ import typer
 
 from inarch import __version__
 from inarch.structure.errors import InarchError
-from inarch.tools import bench, compile, demo, export, inspect, passes, plan, render, verify
+from inarch.tools import bench, compile, demo, export, inspect, learn, passes, plan, render, tune, verify
 
 OK, FAILED, BAD_INPUT, DEFECT, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -53,6 +53,8 @@ app.command("verify")(verify.run)
 app.command("bench")(bench.run)
 app.command("passes")(passes.run)
 app.command("export")(export.run)
+app.command("learn")(learn.run)
+app.command("tune")(tune.run)
 app.command("demo")(demo.run)
 
 

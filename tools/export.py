@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from inarch.structure.errors import InarchError
 from inarch.tools import render
 from inarch.tools.options import Debug, Json, Seed
+from inarch.tools.torch_extra import needs_export
 
 
 def run(
@@ -36,7 +36,7 @@ def run(
     image normalisation and, for GLIP, box decoding and suppression stay outside. Opset 20 is the default because it has GELU as
     one operator, and because from 23 on torch writes attention in a form that ONNX Runtime 1.32 refuses with some masks.
     """
-    _needs_torch()
+    needs_export()
     from inarch.compiler.writer import write_model
     from inarch.learning.models import PRESETS, build, export_model, load_checkpoint
 
@@ -72,16 +72,3 @@ def run(
     weights = f"weights of {checkpoint}" if checkpoint else f"random weights, seed {seed}"
     render.say(f"{model}: {parameters:,} parameters, {weights}")
     render.say(f"wrote {out} ({render.size(written.file_bytes + written.data_bytes)})")
-
-
-def _needs_torch() -> None:
-    """Refuse early where the extra is missing.
-
-    Raises:
-        InarchError: torch, transformers or onnxscript is not installed.
-    """
-    import importlib.util
-
-    for package in ("torch", "transformers", "onnxscript"):
-        if importlib.util.find_spec(package) is None:
-            raise InarchError(f"exporting needs {package}", hint="pip install 'inarch[torch]'")

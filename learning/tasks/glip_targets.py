@@ -88,6 +88,9 @@ def assign(anchors: Sequence[Tensor], boxes: Tensor, mask: Tensor, nearest: int 
     the box by at least the mean plus the standard deviation of all candidates' overlaps, and its centre lies in the box. An
     anchor that several boxes take goes to the one it overlaps most. Of equals, the first one counts.
 
+    A box without an anchor's centre in it (some below 10 pixels) has no cell; nor has any box in an image of 32 pixels, all of
+    which every anchor covers: no overlap is then a deviation above the mean.
+
     Args:
         anchors: of each level, [n, 4] with their sum N, as :func:`glip_post.anchors` lists them.
         boxes: [B, M, 4]; what stands where there is no box does not matter.

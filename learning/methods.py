@@ -1,0 +1,187 @@
+"""Every way to a smaller model that is compared, with the same dense model to start from and the same number of training steps.
+
+A method gets dense weights and ``learning.steps`` further steps on grounding, and gives a plan and weights that hold to it. What
+needs no training to find its plan applies it at once and trains the structured model for all of these steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from accelerate import Accelerator
+from pydantic import JsonValue
+from torch import Tensor
+
+from inarch.learning.config import StructureSettings
+from inarch.learning.models.mdetr_config import MdetrConfig
+from inarch.learning.models.registry import build
+from inarch.learning.phases import WeightPhase
+from inarch.learning.rules import share_by_rule
+from inarch.learning.runs import Workshop, model_weights, replaced, train_structure
+from inarch.learning.structured import Structured
+from inarch.learning.trainer import Progress, run
+from inarch.structure.errors import InarchError
+from inarch.structure.lowering import lower
+from inarch.structure.plan import Plan
+from inarch.structure.planners import make_plan
+from inarch.structure.resolve import resolve
+
+LEARNED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "joint": {},
+        "free": {"generator": "free"},
+        "per-modality": {"generator": "per-modality"},
+        "separate": {"generator": "separate"},
+        "no-alignment": {"align": False},
+        "cross": {"sharing": "cross"},
+        "layer": {"sharing": "layer"},
+        "prune": {"sharing": "none"},
+        "share": {"prune": False, "block": 4},
+    }
+)
+"""Method -> what it changes in the settings: ours and its ablations."""
+
+PLANNED = ("magnitude", "uniform", "similarity")
+RULED = ("rule-layer", "rule-cross")
+METHODS = ("dense", *LEARNED, *PLANNED, *RULED, "scratch")
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a method gives.
+
+    Attributes:
+        plan: None for a dense model.
+        weights: a trainee's, holding to the plan.
+        planned, stored: parameters of the whole model.
+        shop: the run that the weights belong to; another model's for ``scratch``.
+    """
+
+    plan: Plan | None
+    weights: Mapping[str, Tensor]
+    planned: int
+    stored: int
+    shop: Workshop
+
+
+def obtain(
+    shop: Workshop,
+    dense: Mapping[str, Tensor],
+    method: str,
+    folder: Path,
+    place: Accelerator,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Run one method at ``shop.config.structure.keep``.
+
+    Args:
+        shop: the run.
+        dense: a dense trainee's weights.
+        method: one of :data:`METHODS`.
+        folder: where checkpoints are kept.
+        place: processes and device.
+        progress: called after every step.
+
+    Raises:
+        InarchError: there is no such method, or its plan cannot be reached.
+    """
+    if method in LEARNED:
+        settings = StructureSettings.model_validate(shop.config.structure.model_dump() | dict(LEARNED[method]))
+        changed = replaced(shop, structure=settings)
+        hardened, weights = train_structure(changed, dense, folder, place, progress)
+        return Outcome(hardened.plan, weights, hardened.planned, hardened.stored, shop)
+    if method == "scratch":
+        return _scratch(shop, folder, place, progress)
+    if method == "dense":
+        weights = _train(shop, dense, None, folder, place, progress)
+        total = shop.table.parameters
+        return Outcome(None, weights, total, total, shop)
+    plan = _plan(shop, dense, method)
+    lowered = lower(shop.table, resolve(plan, shop.table))
+    return Outcome(plan, _train(shop, dense, plan, folder, place, progress), lowered.planned, lowered.stored, shop)
+
+
+def _plan(shop: Workshop, dense: Mapping[str, Tensor], method: str) -> Plan:
+    keep, name = shop.config.structure.keep, shop.config.model
+    if method in PLANNED:
+        weights = model_weights(dense)
+
+        def read(param: str) -> npt.NDArray[np.generic]:
+            return np.asarray(weights[param].numpy())
+
+        return make_plan(shop.table, read, keep=keep, method=method, name=name, minimum=0.05).plan
+    if method in RULED:
+        provenance: dict[str, JsonValue] = {"method": method, "keep": keep}
+        return share_by_rule(shop.table, method.removeprefix("rule-"), keep, name, provenance).plan
+    raise InarchError(f"there is no method {method!r}", where="--method", hint=f"there are {', '.join(METHODS)}")
+
+
+def _train(
+    shop: Workshop,
+    weights: Mapping[str, Tensor],
+    plan: Plan | None,
+    folder: Path,
+    place: Accelerator,
+    progress: Progress | None,
+) -> dict[str, Tensor]:
+    """Further steps on grounding, as many and at the same rates as a structure is learned with."""
+    course = shop.scenes.course("grounding")
+    trainee = course.trainee(shop.build())
+    trainee.load_state_dict(dict(weights))
+    module = trainee if plan is None else Structured(trainee, shop.table, plan, "model.")
+    phase = WeightPhase("learning", module, course, shop.config.learning, place, shop.config.seed)
+    run(phase, folder / "learning", main=place.is_main_process, progress=progress)
+    if isinstance(module, Structured):
+        module.write_back(trainee)
+    return {name: value.detach().cpu().contiguous() for name, value in trainee.state_dict().items()}
+
+
+def _scratch(shop: Workshop, folder: Path, place: Accelerator, progress: Progress | None) -> Outcome:
+    """A model of the compressed size, trained from random weights for as many steps as all others had together."""
+    target = shop.config.structure.keep * shop.table.parameters
+    config = narrowed(shop.model, target)
+    smaller = replaced(shop, dense=shop.config.dense)
+    smaller = Workshop(smaller.config, config, shop.scenes, shop.table)
+    course = shop.scenes.course("grounding")
+    trainee = course.trainee(smaller.build())
+    steps = shop.config.dense.steps + shop.config.learning.steps
+    settings = shop.config.dense.model_copy(update={"steps": steps})
+    phase = WeightPhase("scratch", trainee, course, settings, place, shop.config.seed)
+    run(phase, folder / "scratch", main=place.is_main_process, progress=progress)
+    count = sum(p.numel() for p in trainee.get_submodule("model").parameters())
+    weights = {name: value.detach().cpu().contiguous() for name, value in trainee.state_dict().items()}
+    return Outcome(None, weights, count, count, smaller)
+
+
+def narrowed(config: MdetrConfig, target: float) -> MdetrConfig:
+    """The same architecture, narrower everywhere, with about so many parameters.
+
+    Raises:
+        InarchError: the vision backbone is no transformer.
+    """
+    if config.vision.kind != "vit":
+        raise InarchError("only a model of transformers can be narrowed", where="scratch")
+    best: tuple[float, MdetrConfig] | None = None
+    step = config.heads * 4 // math.gcd(config.heads, 4)
+    for width in range(step, config.width + 1, step):
+        hidden = max(1, round(config.hidden * width / config.width))
+        sizes = {"width": width, "hidden": hidden}
+        smaller = config.model_copy(
+            update={
+                **sizes,
+                "vision": config.vision.model_copy(update=sizes),
+                "text": config.text.model_copy(update=sizes),
+            }
+        )
+        count = sum(p.numel() for p in build(smaller, device="meta").parameters())
+        if best is None or abs(count - target) < best[0]:
+            best = abs(count - target), smaller
+    assert best is not None
+    return best[1]

@@ -1,0 +1,93 @@
+"""Pictures of a run: budget, structure and loss over the steps, and what the structure looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from inarch.learning.families import modality
+from inarch.learning.trainer import LOG, read_log
+from inarch.structure.errors import InarchError
+from inarch.structure.plan import AXIS_NAMES, Plan
+
+SMOOTH = 10
+"""Rows of the log that one point of a noisy curve is the mean of."""
+
+_COLOURS = {"text": "#2a6fbb", "vision": "#c4622d", "both": "#6b6b6b"}
+
+
+def plot_run(folder: Path, out: Path) -> None:
+    """Draw ``dense`` and ``learning`` of a run, what there is of them, as one PNG.
+
+    Raises:
+        InarchError: there is no log.
+    """
+    logs = {name: read_log(folder / name / LOG) for name in ("dense", "learning") if (folder / name / LOG).exists()}
+    if not logs:
+        raise InarchError("there is no log to draw", where=str(folder))
+    figure = _figure(12, 3.4)
+    panels = figure.subplots(1, 3)
+    for name, log in logs.items():
+        if "loss" in log:
+            steps, values = _smooth(*log["loss"])
+            panels[0].plot(steps, values, label=name)
+    panels[0].set(title="loss of the weights", xlabel="step", yscale="log")
+    panels[0].legend(frameon=False)
+    learned = logs.get("learning", {})
+    for name, panel in (("kept", 1), ("pruned", 2), ("shared", 2)):
+        if name in learned:
+            steps, values = _smooth(*learned[name])
+            panels[panel].plot(steps, values, label=name)
+    panels[1].set(title="parameters kept, of the whole model", xlabel="step", ylim=(0, 1.05))
+    panels[2].set(title="units pruned; shared, of those that may be", xlabel="step", ylim=(0, 1))
+    if panels[2].lines:
+        panels[2].legend(frameon=False)
+    figure.savefig(out, dpi=110)
+
+
+def plot_structure(plan: Plan, out: Path) -> None:
+    """Draw a plan: for every site a bar of private, shared and pruned units, as one PNG."""
+    names = list(plan.sites)
+    figure = _figure(9, 0.24 * len(names) + 1.2)
+    panel = figure.subplots()
+    for row, name in enumerate(names):
+        kept, shared = site_shares(plan, name)
+        colour = _COLOURS[modality(name)]
+        panel.barh(row, kept - shared, color=colour)
+        panel.barh(row, shared, left=kept - shared, color=colour, alpha=0.35, hatch="///", edgecolor="white")
+    panel.set(yticks=range(len(names)), xlim=(0, 1), xlabel="units: private, shared (hatched), pruned (empty)")
+    panel.set_yticklabels([short(name) for name in names], fontsize=7)
+    panel.invert_yaxis()
+    figure.savefig(out, dpi=110)
+
+
+def site_shares(plan: Plan, name: str) -> tuple[float, float]:
+    """Parts of a site's units that are kept, and that are shared, over the axes that hold weight vectors."""
+    axes = [plan.sites[name].axes[axis] for axis in AXIS_NAMES if axis in plan.sites[name].axes and axis != "head"]
+    size = sum(axis.size for axis in axes)
+    if not size:
+        return 1.0, 0.0
+    shared = sum(len(share.reader_indices) for axis in axes for share in axis.share)
+    return sum(len(axis.kept) for axis in axes) / size, shared / size
+
+
+def short(name: str) -> str:
+    """A site's name without what all have in common."""
+    for prefix in ("transformer.", "backbone.0.body.", "language_backbone.body.model."):
+        name = name.replace(prefix, "")
+    return name
+
+
+def _figure(width: float, height: float) -> Figure:
+    mpl.use("Agg")
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _smooth(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], list[float]]:
+    """Means of runs of :data:`SMOOTH` points; what is left over at the end is one shorter run."""
+    starts = range(0, len(values), SMOOTH)
+    means = [sum(values[i : i + SMOOTH]) / len(values[i : i + SMOOTH]) for i in starts]
+    return [steps[min(i + SMOOTH, len(steps)) - 1] for i in starts], means

@@ -1,0 +1,137 @@
+"""``inarch learn``: train a model, learn what of it to share and to prune, and write a plan and the weights that hold to it."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from inarch.structure.errors import InarchError
+from inarch.tools import render
+from inarch.tools.options import Debug, Json
+from inarch.tools.torch_extra import needs_learning
+
+if TYPE_CHECKING:
+    from inarch.learning.config import LearnConfig
+    from inarch.learning.harden import Hardened
+
+
+class Sharing(StrEnum):
+    """Who may share."""
+
+    joint = "joint"
+    cross = "cross"
+    layer = "layer"
+    none = "none"
+
+
+def run(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="The run's folder.")] = Path("run"),
+    model: Annotated[str | None, typer.Option("--model", "-m", help="A preset.", show_default="mdetr-tiny")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="What is trained on.", show_default="scenes")] = None,
+    level: Annotated[str | None, typer.Option("--level", help="easy, medium or hard.", show_default="medium")] = None,
+    keep: Annotated[
+        float | None, typer.Option("--keep", help="Fraction of the model's parameters to store.", show_default="0.62")
+    ] = None,
+    sharing: Annotated[Sharing | None, typer.Option("--sharing", help="Who may share.", show_default="joint")] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", metavar="FILE", help="Dense weights of another run, instead of pre-training.")
+    ] = None,
+    steps: Annotated[
+        str, typer.Option("--steps", metavar="DENSE,LEARNING", help="Steps of pre-training and of learning.", show_default=False)
+    ] = "",
+    seed: Annotated[int | None, typer.Option("--seed", min=0, show_default="0", help="Of everything drawn at random.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="A configuration; options go before it.", show_default=False)
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any setting: structure.block=4.", show_default=False),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    device: Annotated[str, typer.Option("--device", help="cpu, or cuda where there is one.")] = "cpu",
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Learn a plan.
+
+    The dense model is trained on grounding, then structure and weights in turn, then the weights are brought to the structure.
+    The folder holds config.json (every setting), dense.safetensors, plan.json, weights.safetensors, logs and pictures; a run that
+    was stopped goes on from its last checkpoint with --resume.
+    """
+    needs_learning()
+    from inarch.learning.config import LearnConfig, changed, read_config
+    from inarch.learning.plots import plot_run, plot_structure
+    from inarch.learning.runs import learn, read_run
+
+    changes = _changes(model, task, level, keep, sharing, weights, steps, seed, settings or [])
+    if resume:
+        if changes or config is not None:
+            raise InarchError("a run goes on with the settings that it began with", where="--resume", hint="leave the others out")
+        chosen = read_run(out)
+    else:
+        chosen = changed(read_config(config) if config is not None else LearnConfig(), changes)
+    with render.progress(quiet=json) as report:
+        hardened = learn(chosen, out, device=device, progress=report)
+    plot_run(out, out / "curves.png")
+    plot_structure(hardened.plan, out / "structure.png")
+    _say(chosen, hardened, out, json=json)
+
+
+def _say(chosen: LearnConfig, hardened: Hardened, out: Path, *, json: bool) -> None:
+    from inarch.learning.runs import backbone_parameters
+
+    total = hardened.table.parameters
+    inside, kept = backbone_parameters(hardened.plan, hardened.table)
+    if json:
+        document = {"out": str(out), "parameters": total, "planned": hardened.planned, "stored": hardened.stored}
+        document |= {"backbones": inside, "backbones_kept": kept, "config": jsonlib.loads(chosen.model_dump_json())}
+        render.emit_json({"format": "inarch.learn/1", **document})
+        return
+    render.say(
+        f"{render.count(hardened.stored)} of {render.count(total)} parameters stored ({render.percent(hardened.stored, total)}), "
+        f"of the two backbones alone {render.percent(kept, inside)}"
+    )
+    render.say(f"wrote {out / 'plan.json'} and {out / 'weights.safetensors'}; next: inarch tune {out} --task referring")
+
+
+def _changes(
+    model: str | None,
+    task: str | None,
+    level: str | None,
+    keep: float | None,
+    sharing: Sharing | None,
+    weights: Path | None,
+    steps: str,
+    seed: int | None,
+    settings: list[str],
+) -> dict[str, Any]:
+    """What the command line asks for, by the names of the configuration."""
+    wanted = {
+        "model": model,
+        "data.task": task,
+        "data.level": level,
+        "structure.keep": keep,
+        "structure.sharing": sharing.value if sharing is not None else None,
+        "weights": str(weights) if weights is not None else None,
+        "seed": seed,
+    }
+    changes: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
+    if steps:
+        try:
+            dense, learning = (int(part) for part in steps.split(","))
+        except ValueError:
+            raise typer.BadParameter(f"{steps!r} is not two numbers", param_hint="--steps") from None
+        changes |= {"dense.steps": dense, "learning.steps": learning}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{setting!r} is not NAME=VALUE", param_hint="--set")
+        try:
+            changes[name] = jsonlib.loads(value)
+        except ValueError:
+            changes[name] = value
+    return changes

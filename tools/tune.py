@@ -1,0 +1,68 @@
+"""``inarch tune``: fine-tune a learned model on a task, structured by its plan; judge it; export it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from inarch.tools import render
+from inarch.tools.options import Debug, Json, Seed
+from inarch.tools.torch_extra import needs_learning
+
+
+class Kind(StrEnum):
+    """What is tuned for."""
+
+    grounding = "grounding"
+    referring = "referring"
+    vqa = "vqa"
+
+
+def run(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A folder of inarch learn.", show_default=False)],
+    task: Annotated[Kind, typer.Option("--task", help="What for.")] = Kind.referring,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where it goes.", show_default="RUN/TASK")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1)] = 2000,
+    rate: Annotated[float, typer.Option("--rate", help="Learning rate.")] = 5e-4,
+    distil: Annotated[float, typer.Option("--distil", min=0.0, help="Weight of the dense model's outputs in the loss.")] = 0.0,
+    dense: Annotated[bool, typer.Option("--dense", help="Tune the dense model instead, to compare with.")] = False,
+    precision: Annotated[str, typer.Option("--precision", help="no, bf16 or fp16.")] = "no",
+    device: Annotated[str, typer.Option("--device", help="cpu, or cuda where there is one.")] = "cpu",
+    seed: Seed = 0,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune a learned model.
+
+    What is shared is one parameter, what is pruned is none. The folder gets weights.safetensors (in the dense layout, holding to
+    the plan), model.onnx (to be compiled with the run's plan), evaluation.json and logs. A run that was stopped goes on.
+    """
+    needs_learning()
+    from inarch.compiler.writer import write_model
+    from inarch.learning.config import TuneConfig, validated
+    from inarch.learning.runs import export_tuned, tune
+
+    where = out or folder / (f"{task.value}-dense" if dense else task.value)
+    settings = {"steps": steps, "rate": rate, "warmup": min(100, steps // 10)}
+    values = {"kind": task.value, "distil": distil, "precision": precision, "seed": seed, "optimisation": settings}
+    config = validated(TuneConfig, values, "inarch tune")
+    with render.progress(quiet=json) as report:
+        judged = tune(folder, config, where, dense=dense, device=device, progress=report)
+        report("exporting with torch", 0, 1)
+        model = where / "model.onnx"
+        write_model(export_tuned(folder, where), model)
+        report("exporting with torch", 1, 1)
+    if json:
+        overall = dict(judged.overall)
+        render.emit_json({"format": "inarch.tune/1", "task": judged.task, "model": str(model), "overall": overall})
+        return
+    shown = render.table("metric", ("value", "right"))
+    for name, value in judged.overall.items():
+        render.add_row(shown, name, f"{100 * value:.2f} %")
+    render.show(shown)
+    render.say(f"wrote {model}; next: inarch compile {model} {folder / 'plan.json'} -o compiled.onnx")
