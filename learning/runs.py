@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
 import onnx_ir
 import torch
 from accelerate import Accelerator
@@ -32,10 +31,11 @@ from inarch.learning.models.registry import build, preset
 from inarch.learning.phases import LearnPhase, WeightPhase
 from inarch.learning.structured import Structured
 from inarch.learning.tasks.courses import Scenes, ScenesSettings
+from inarch.learning.tasks.scenes.task import ScenesTask
 from inarch.learning.tasks.scenes.texts import Kind
 from inarch.learning.trainer import CHECKPOINT, Progress, accelerator, run
 from inarch.learning.unit_rows import UnitRows
-from inarch.runtime.accuracy import Evaluation, evaluate
+from inarch.runtime.accuracy import Arrays, Evaluation, Model, evaluate
 from inarch.structure.errors import InarchError
 from inarch.structure.lowering import lower
 from inarch.structure.plan import Plan, load_plan, save_plan
@@ -90,10 +90,10 @@ def _settings(data: DataSettings, model: MdetrConfig) -> ScenesSettings:
     return ScenesSettings(**values, grid=-(-data.side // model.vision.stride))
 
 
-def as_model(model: nn.Module) -> Any:
+def as_model(model: nn.Module) -> Model:
     """A module as :func:`~inarch.runtime.accuracy.evaluate` runs it: arrays in, arrays out."""
 
-    def call(feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    def call(feeds: Arrays) -> Arrays:
         return run_eager(model, feeds)
 
     return call
@@ -273,6 +273,21 @@ def export_tuned(run_folder: Path, folder: Path) -> onnx_ir.Model:
     """
     shop = workshop(read_run(run_folder))
     return export_model(shop.build(model_weights(_read_weights(folder / WEIGHTS))))
+
+
+def task_of(config: LearnConfig, kind: Kind, split: str = "test") -> ScenesTask:
+    """A run's held-out samples, without its model."""
+    chosen = preset(config.model)
+    assert isinstance(chosen, MdetrConfig)
+    return Scenes(_settings(config.data, chosen)).task(kind, split)
+
+
+def structured_model(run_folder: Path, folder: Path) -> Model:
+    """A tuned model under its run's plan, its parameters tied and small, from arrays to arrays."""
+    shop = workshop(read_run(run_folder))
+    model = shop.build(model_weights(_read_weights(folder / WEIGHTS))).eval()
+    structured = Structured(model, shop.table, load_plan(run_folder / PLAN)).eval()
+    return as_model(structured)
 
 
 def judge(

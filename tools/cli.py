@@ -55,7 +55,7 @@ app.command("passes")(passes.run)
 app.command("export")(export.run)
 app.command("learn")(learn.run)
 app.command("tune")(tune.run)
-app.command("demo")(demo.run)
+app.add_typer(demo.app, name="demo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,240 +1,268 @@
-"""``inarch demo``: two real trained transformers, grafted onto shared weights, compiled, proved equivalent and measured.
+"""``inarch demo``: the whole way on generated scenes: learn, harden, tune, export, compile, verify, measure, judge in ONNX Runtime.
 
-Nothing is trained here. So the demo shows two things, and says which is which: that the compiler does exactly what the plan asks
-for, and what such a plan costs a model that was never fine-tuned for it.
+``inarch demo towers`` shows the compiler alone on two real trained transformers.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
 import typer
 
-from inarch.structure.errors import InarchError
-from inarch.tools import bench, plan, render
-from inarch.tools.demo_result import DemoResult, Saving, tower_of
+from inarch.structure.errors import RuntimeFailure
+from inarch.tools import bench, compile, demo_towers, render, verify
 from inarch.tools.options import Debug, Json, Seed
+from inarch.tools.torch_extra import needs_learning
 
 if TYPE_CHECKING:
-    from inarch.runtime.session import Array, ModelLike
+    from inarch.learning.config import LearnConfig, TuneConfig
+    from inarch.learning.harden import Hardened
+    from inarch.runtime.accuracy import Evaluation, Paired, Task
     from inarch.runtime.verify import Verification
-    from inarch.structure.discover import Discovery
-    from inarch.structure.plan import Plan
-    from inarch.structure.sites import SiteTable
-    from inarch.tools.demo_inputs import Answers
 
 FAILED = 1
-KEEP = 0.65
-GENTLER = (0.95, 0.85)
-"""Fractions that are only looked at for their damage, beside the one that is compiled."""
+KEEP = 0.62
+STEPS = "1500,800,500"
+"""Steps of dense pre-training, of learning the structure, and of tuning: what 2 cores do in a few minutes."""
 
-TIMED_SENTENCES, TIMED_PICTURES = 8, 1
-"""What one timed run gets: a batch of everything would take minutes to time."""
+HELD_OUT = 1000
+MARGIN = 1e-4
+"""Decisions that are nearer than this may differ between torch and ONNX Runtime."""
+
+app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
+app.command("towers")(demo_towers.run)
 
 
+@app.callback(invoke_without_command=True)
 def run(
+    context: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where everything goes.")] = Path("demo-out"),
-    keep: Annotated[float, typer.Option("--keep", help="Fraction of the whole model's parameters to keep.")] = KEEP,
-    method: Annotated[plan.Method, typer.Option("--method", help="How units are chosen.")] = plan.Method.similarity,
-    threads: Annotated[str, typer.Option("--threads", metavar="N,N", help="Thread counts to time.")] = "1,2",
-    pairs: Annotated[int, typer.Option("--pairs", help="Interleaved timed pairs a thread count.")] = 30,
+    keep: Annotated[float, typer.Option("--keep", help="Fraction of the whole model's parameters to store.")] = KEEP,
+    level: Annotated[str, typer.Option("--level", help="easy, medium or hard scenes.")] = "easy",
+    steps: Annotated[str, typer.Option("--steps", metavar="N,N,N", help="Pre-training, learning, tuning.")] = STEPS,
     seed: Seed = 0,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run everything once on real weights: MiniLM-L6 and a ViT-S/14, joined into one two-tower model.
+    """Train a small MDETR, learn what it can share and prune, and compile it: the whole way, in minutes.
 
-    No training happens here, so the plan damages the model the more the less it keeps; the demo shows by how much.
+    A run that was stopped goes on where it was. ``inarch demo towers`` shows the compiler on two real trained transformers.
     """
-    counts = bench.thread_counts(threads)
-    result = run_demo(out, keep=keep, method=method.value, threads=counts, pairs=pairs, seed=seed, quiet=json)
+    if context.invoked_subcommand is not None:
+        return
+    needs_learning()
+    parts = bench.thread_counts(steps)
+    if len(parts) != 3:
+        raise typer.BadParameter(f"{steps!r} is not three numbers", param_hint="--steps")
+    demo = Demo(out, keep, level, parts, seed, quiet=json)
+    result = demo.run()
     if json:
-        render.emit_json(result.to_json())
-    if not result.ok:
+        render.emit_json(result)
+    if not result["ok"]:
         raise typer.Exit(FAILED)
 
 
-def run_demo(
-    out: Path,
-    *,
-    keep: float = KEEP,
-    method: str = "similarity",
-    threads: tuple[int, ...] = (1, 2),
-    pairs: int = 30,
-    seed: int = 0,
-    quiet: bool = False,
-) -> DemoResult:
-    """Build, inspect, plan, compile, verify and measure, and tell the story on stdout.
+@dataclass
+class Demo:
+    """One run of the demo, chapter by chapter.
 
-    Args:
-        out: folder for ``two_tower.onnx``, ``plan.json``, ``compiled.onnx`` and ``inputs.npz``, made if it is missing.
-        keep: fraction of the model's parameters that stays.
-        method: the planner.
-        threads: thread counts to time.
-        pairs: timed pairs a thread count.
-        seed: of the inputs that verification makes.
-        quiet: say nothing.
+    Attributes:
+        out: its folder.
+        keep: fraction to store.
+        level: of the scenes.
+        steps: of pre-training, learning and tuning.
+        seed: of everything.
+        quiet: print nothing.
+    """
 
-    Returns:
-        What was found; :attr:`DemoResult.ok` is the verdict.
+    out: Path
+    keep: float
+    level: str
+    steps: tuple[int, ...]
+    seed: int
+    quiet: bool
+    _chapter: int = 0
+
+    def run(self) -> dict[str, Any]:
+        """All of it; returns what was found, ``ok`` among it."""
+        started = time.monotonic()
+        self._title("Learn: a dense model, then what of it can be shared and pruned")
+        hardened = self._learn()
+        self._title("Tune for referring expressions: the structured model, and the dense one to compare with")
+        self._tune()
+        self._title("Compile")
+        compiled = self._compile()
+        self._title("Verify: does it compute what the plan asks for?")
+        verification = self._verify()
+        agreement = self._agreement()
+        self._title("Accuracy in ONNX Runtime")
+        dense, small, difference = self._accuracy(compiled)
+        self._title("What became smaller")
+        self._bench()
+        ok = verification.ok and agreement["relative"] <= 1e-5 and not agreement["decisions"]
+        seconds = time.monotonic() - started
+        self._say(f"The whole demo took {seconds:.0f} s. Compiled model against plan applied by values:")
+        if not self.quiet:
+            verify.verdict(verification)
+        return {
+            "format": "inarch.demo/1",
+            "ok": ok,
+            "stored": hardened.stored,
+            "parameters": hardened.table.parameters,
+            "dense": dense.value,
+            "compiled": small.value,
+            "difference": [difference.difference, difference.low, difference.high],
+            "agreement": agreement,
+            "seconds": seconds,
+        }
+
+    def _config(self) -> LearnConfig:
+        from inarch.learning.config import DataSettings, LearnConfig, Optimisation, StructureSettings
+
+        dense, learning, _ = self.steps
+        return LearnConfig(
+            data=DataSettings(level=self.level, scenes=6000, held_out=HELD_OUT),
+            dense=Optimisation(steps=dense, warmup=min(200, dense // 4)),
+            learning=Optimisation(steps=learning, rate=1e-3, warmup=min(100, learning // 4)),
+            structure=StructureSettings(keep=self.keep),
+            precision="bf16",
+            seed=self.seed,
+        )
+
+    def _learn(self) -> Hardened:
+        from inarch.learning.plots import plot_run, plot_structure
+        from inarch.learning.runs import backbone_parameters, learn
+
+        with render.progress(quiet=self.quiet) as report:
+            hardened = learn(self._config(), self.out, device="cpu", progress=report)
+        plot_run(self.out, self.out / "curves.png")
+        plot_structure(hardened.plan, self.out / "structure.png")
+        total = hardened.table.parameters
+        inside, kept = backbone_parameters(hardened.plan, hardened.table)
+        self._say(
+            f"{render.count(hardened.stored)} of {render.count(total)} parameters are to be stored "
+            f"({render.percent(hardened.stored, total)}; of the two backbones alone {render.percent(kept, inside)})"
+        )
+        self._say(f"wrote {self.out / 'plan.json'}, curves.png and structure.png beside it")
+        return hardened
+
+    def _tune(self) -> None:
+        from inarch.compiler.writer import write_model
+        from inarch.learning.config import Optimisation, TuneConfig
+        from inarch.learning.runs import export_tuned, tune
+
+        settings = Optimisation(steps=self.steps[2], rate=7e-4, warmup=min(50, self.steps[2] // 4))
+        config: TuneConfig = TuneConfig(kind="referring", optimisation=settings, precision="bf16", seed=self.seed)
+        for name, dense in (("small", False), ("dense", True)):
+            folder = self.out / name
+            with render.progress(quiet=self.quiet) as report:
+                judged = tune(self.out, config, folder, dense=dense, device="cpu", progress=report)
+            write_model(export_tuned(self.out, folder), folder / "model.onnx")
+            self._say(f"{name}: {100 * judged.value:.2f} % of {HELD_OUT * 4:,} expressions found, in torch")
+
+    @property
+    def _paths(self) -> tuple[Path, Path, Path]:
+        return self.out / "small" / "model.onnx", self.out / "plan.json", self.out / "compiled.onnx"
+
+    def _compile(self) -> Path:
+        from inarch.api import compile as compile_model
+
+        model, plan, compiled = self._paths
+        with render.progress(quiet=self.quiet) as report:
+            result = compile_model(model, plan, compiled, progress=report)
+        if not self.quiet:
+            compile.show(result.lowered)
+        self._say(f"wrote {compiled} ({render.size(compile.written_bytes(result))})")
+        return compiled
+
+    def _verify(self) -> Verification:
+        from inarch.api import verify as verify_model
+
+        with render.progress(quiet=self.quiet) as report:
+            found = verify_model(*self._paths, progress=report)
+        if not self.quiet:
+            verify.show_equivalence(found.equivalence)
+            verify.show_sharing(found.sharing)
+        return found
+
+    def _task(self) -> Task:
+        from inarch.learning.runs import task_of
+
+        return task_of(self._config(), "referring")
+
+    def _agreement(self) -> dict[str, float]:
+        """How far the structured module's outputs and the compiled model's are from each other, over a few hundred samples."""
+        from inarch.learning.runs import structured_model
+        from inarch.runtime.session import Session
+
+        task = self._task()
+        rows = np.arange(min(256, task.samples))
+        feeds = task.feeds(rows)
+        torch_says = structured_model(self.out, self.out / "small")(feeds)
+        with Session(self._paths[2]) as session:
+            ort_says = session.run(feeds)
+        apart = max(_relative(torch_says[name], ort_says[name]) for name in ort_says)
+        first, second = (task.predict(rows, says) for says in (torch_says, ort_says))
+        right = [task.score(rows, predictions)[task.headline] for predictions in (first, second)]
+        clear = np.minimum(first["margin"], second["margin"]) > MARGIN
+        changed = int(((right[0] != right[1]) & clear).sum())
+        self._say(
+            f"structured module in torch and compiled model in ONNX Runtime: outputs within {render.number(apart)} of each other, "
+            f"{changed} of {len(rows)} decisions differ outside a margin of {MARGIN:g}"
+        )
+        return {"relative": apart, "decisions": changed}
+
+    def _accuracy(self, compiled: Path) -> tuple[Evaluation, Evaluation, Paired]:
+        from inarch.runtime.accuracy import evaluate, paired
+        from inarch.runtime.session import Session
+
+        task = self._task()
+        found = []
+        for path in (self.out / "dense" / "model.onnx", compiled):
+            with Session(path) as session, render.progress(quiet=self.quiet) as report:
+                found.append(evaluate(session.run, task, progress=report))
+        dense, small = found
+        apart = paired(dense.scores[task.headline], small.scores[task.headline])
+        if not self.quiet:
+            shown = render.table(task.name, ("dense", "right"), ("compiled", "right"))
+            for name, value in dense.overall.items():
+                render.add_row(shown, name, f"{100 * value:.2f} %", f"{100 * small.overall[name]:.2f} %")
+            render.show(shown)
+        self._say(
+            f"{task.headline}: {100 * apart.difference:+.2f} points [{100 * apart.low:+.2f}, {100 * apart.high:+.2f}] against the "
+            f"dense model tuned alike, over {apart.samples:,} samples"
+        )
+        return dense, small, apart
+
+    def _bench(self) -> None:
+        with render.progress(quiet=self.quiet) as report:
+            measured = bench.measure(
+                self.out / "dense" / "model.onnx", self._paths[2], (1, 2), pairs=30, seed=self.seed, report=report
+            )
+        if not self.quiet:
+            bench.show(measured)
+
+    def _title(self, text: str) -> None:
+        self._chapter += 1
+        self._say(f"\n{self._chapter}. {text}", style="bold")
+
+    def _say(self, text: str, style: str | None = None) -> None:
+        if not self.quiet:
+            lead = "\n" if text.startswith("\n") else ""
+            render.say(lead + text.strip(), style=style)
+
+
+def _relative(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:
+    """Largest difference, as part of the largest value.
 
     Raises:
-        InarchError: a package is missing or not the one expected, the folder cannot be written, or ``keep`` cannot be
-            reached.
+        RuntimeFailure: the shapes differ.
     """
-    from inarch.api import compile as compile_model
-    from inarch.api import discover, draft_plan
-    from inarch.structure.plan import save_plan
-    from inarch.tools.demo_inputs import demo_feeds
-    from inarch.tools.demo_story import Story
-    from inarch.tools.towers import find_assets
-
-    started = time.monotonic()
-    story = Story(quiet=quiet)
-    dense, plan_file, compiled = out / "two_tower.onnx", out / "plan.json", out / "compiled.onnx"
-
-    story.chapter("Two trained transformers, one ONNX model")
-    with render.progress(quiet=quiet) as report:
-        report("joining two towers", 0, 0)
-        assets = find_assets()
-        feeds = demo_feeds(assets.tokenizer)
-        timed = write_inputs(out, dense, feeds)
-        discovery = discover(dense)
-    story.towers(dense, discovery.table)
-
-    story.chapter("A plan, from the weights alone")
-    with render.progress(quiet=quiet) as report:
-        made = draft_plan(dense, keep=keep, method=method, progress=report)
-    save_plan(made.plan, plan_file)
-    savings = count_savings(made.plan, discovery.table)
-    story.plan(made, plan_file, savings)
-
-    story.chapter("Compile")
-    with render.progress(quiet=quiet) as report:
-        result = compile_model(dense, plan_file, compiled, progress=report)
-    story.compiled(result, compiled)
-
-    story.chapter("Verify: does it compute what the plan asks for?")
-    with render.progress(quiet=quiet) as report:
-        verification = verify_all(dense, plan_file, compiled, feeds, seed, report)
-    story.verified(verification)
-
-    story.chapter("Damage: what does the plan do to real answers?")
-    with render.progress(quiet=quiet) as report:
-        damage, answers = measure_answers(dense, made.plan, compiled, discovery, keep, method, feeds, report)
-    story.damage(damage, answers)
-
-    story.chapter("What became smaller")
-    with render.progress(quiet=quiet) as report:
-        measured = bench.measure(dense, compiled, threads, pairs=pairs, inputs=timed, seed=seed, report=report)
-    seconds = time.monotonic() - started
-    demo = DemoResult(made, plan_file, savings, result, verification, damage, answers, measured, seconds)
-    story.summary(demo)
-    return demo
-
-
-def write_inputs(folder: Path, dense: Path, feeds: Mapping[str, Array]) -> Path:
-    """Write the dense model, the demo's inputs as ``inarch verify --inputs`` reads them, and a few of them for timing.
-
-    Returns:
-        The file of those for timing.
-
-    Raises:
-        InarchError: the folder cannot be written, or a package with weights is missing.
-    """
-    import numpy as np
-
-    from inarch.tools.towers import find_assets, save_model, two_tower_model
-
-    some = {name: array[: TIMED_SENTENCES if name.startswith("text.") else TIMED_PICTURES] for name, array in feeds.items()}
-    timed = folder / "timed_inputs.npz"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_model(two_tower_model(find_assets()), dense)
-        for path, arrays in ((folder / "inputs.npz", feeds), (timed, some)):
-            with path.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-    except OSError as error:
-        raise InarchError(f"cannot be written: {error.strerror or error}", where=str(folder)) from error
-    return timed
-
-
-def count_savings(decided: Plan, table: SiteTable) -> dict[str, Saving]:
-    """What a plan saves: by sharing across the towers, by sharing between layers of one tower, and by pruning."""
-    import numpy as np
-
-    from inarch.structure.resolve import resolve
-
-    resolved = resolve(decided, table)
-    totals = {"cross-modal": Saving(), "layer-wise": Saving(), "pruned": Saving()}
-
-    def add(way: str, units: int, each: int) -> None:
-        totals[way] = Saving(totals[way].units + units, totals[way].parameters + units * each)
-
-    for number, site in enumerate(table.sites):
-        for name, axis in resolved.axes[site.name].items():
-            vectors, own = site.unit_parameters(name)
-            add("pruned", int(np.count_nonzero(axis.pruned)), vectors + own)
-            foreign = axis.root_site[~axis.pruned & (axis.root_site != number)]
-            for root, units in zip(*np.unique(foreign, return_counts=True), strict=True):
-                same = tower_of(site) == tower_of(table.sites[int(root)])
-                add("layer-wise" if same else "cross-modal", int(units), vectors)
-    return totals
-
-
-def verify_all(
-    dense: Path, plan_file: Path, compiled: Path, feeds: Mapping[str, Array], seed: int, report: render.Report
-) -> Verification:
-    """Verify on inputs of several shapes, and on the demo's own sentences and pictures."""
-    from inarch.api import verify
-    from inarch.runtime.inputs import Case
-    from inarch.runtime.session import load
-    from inarch.runtime.verify import choose_cases
-
-    made = choose_cases(load(dense), dense, None, seed=seed).cases
-    cases = [*made, Case("sentences and pictures", feeds)]
-    return verify(dense, plan_file, compiled, inputs=cases, progress=report)
-
-
-def answers_of(model: ModelLike, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Outputs of a model on the demo's sentences and pictures."""
-    from inarch.runtime.session import Session
-
-    with Session(model) as session:
-        return session.run(feeds)
-
-
-def measure_answers(
-    dense: Path,
-    decided: Plan,
-    compiled: Path,
-    discovery: Discovery,
-    keep: float,
-    method: str,
-    feeds: Mapping[str, Array],
-    report: render.Report,
-) -> tuple[dict[float, Answers], Answers]:
-    """What plans do to the answers.
-
-    Returns:
-        Kept fraction -> the answers under this plan and under gentler ones, computed by their references; and those of the
-        compiled model.
-    """
-    from inarch.api import draft_plan
-    from inarch.compiler.reference import apply_by_values
-    from inarch.structure.resolve import resolve
-    from inarch.tools.demo_inputs import judge
-
-    original = answers_of(dense, feeds)
-    damage = {1.0: judge(original, original)}
-    rates = [*(rate for rate in GENTLER if rate > keep), keep]
-    for done, rate in enumerate(rates):
-        report("trying gentler plans too", done, len(rates))
-        tried = decided if rate == keep else draft_plan(dense, keep=rate, method=method).plan
-        reference = apply_by_values(discovery.model, discovery.table, resolve(tried, discovery.table), discovery.uses)
-        damage[rate] = judge(original, answers_of(reference, feeds))
-    report("trying gentler plans too", len(rates), len(rates))
-    return damage, judge(original, answers_of(compiled, feeds))
+    if first.shape != second.shape:
+        raise RuntimeFailure(f"outputs of shapes {first.shape} and {second.shape}")
+    return float(np.abs(first - second).max() / max(float(np.abs(first).max()), 1e-12))

@@ -19,7 +19,7 @@ from inarch.structure.resolve import identity, resolve
 from inarch.structure.sites import SiteTable
 from inarch.tools.benchmarks import machine, sharing
 from inarch.tools.benchmarks.twin import INPUTS, OUTPUT, TwinEncoders, draw, feeds
-from inarch.tools.demo import count_savings
+from inarch.tools.demo_towers import count_savings
 
 TINY = TwinEncoders(layers=2, width=48, heads=12, hidden=96)
 

@@ -2,133 +2,130 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from inarch.learning.tasks.scenes.expressions import GAP, Sets, related
-from inarch.learning.tasks.scenes.words import NUMBERS, RELATIONS, Description, Thing, description, unique
-from inarch.learning.tasks.scenes.world import ATTRIBUTES
+from inarch.learning.tasks.scenes.expressions import GAP, ahead, standing
+from inarch.learning.tasks.scenes.language import MOST, NUMBERS, RELATIONS, Description, Scene, Topic
+from inarch.learning.tasks.scenes.words import SCENES
 
-MOST = 4
-"""The largest number that a question counts to."""
-
-ANSWERS: tuple[str, ...] = ("no", "yes", *NUMBERS[: MOST + 1], *(value for values in ATTRIBUTES.values() for value in values))
-"""Every answer, at the place that is its class."""
-
-KINDS = ("existence", "count", "attribute", "comparison", "relation")
+ANSWERS: tuple[str, ...] = SCENES.answers
+"""Every answer about scenes, at the place that is its class."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question and its answer, an index into :data:`ANSWERS`."""
+    """A question and its answer, an index into the language's answers."""
 
     text: str
     answer: int
     kind: str
 
 
-def _drawn(sets: Sets, limits: Mapping[str, int], rng: np.random.Generator) -> Description:
-    """A description of anything, whether a scene has it or not."""
-    chosen = sets[int(rng.integers(len(sets)))]
-    return Description(tuple((name, int(rng.integers(limits[name]))) for name in ATTRIBUTES if name in chosen))
-
-
-def existence(scene: Sequence[Thing], sets: Sets, limits: Mapping[str, int], rng: np.random.Generator) -> Question | None:
+def existence(scene: Scene, topic: Topic, rng: np.random.Generator) -> Question | None:
     """``is there a red circle ?``: what is asked for in vain differs from an object of the scene in one attribute."""
     wanted = int(rng.integers(2))
     for _ in range(20):
-        asked = description(scene[int(rng.integers(len(scene)))], sets[int(rng.integers(len(sets)))])
+        asked = topic.some(scene, rng)
         if not wanted:
-            changed = list(asked.values)
-            place = int(rng.integers(len(changed)))
-            name, value = changed[place]
-            if limits[name] > 1:
-                changed[place] = name, (value + int(rng.integers(1, limits[name]))) % limits[name]
-            asked = Description(tuple(changed))
-        if bool(asked.among(scene)) == bool(wanted):
-            return Question(f"is there a {asked.phrase()} ?", wanted, "existence")
+            asked = _changed(asked, topic, rng)
+        if bool(asked.among(scene)) == bool(wanted) and (wanted or topic.in_vain(asked, scene)):
+            return Question(f"is there a {topic.language.phrase(asked)} ?", wanted, "existence")
     return None
 
 
-def count(scene: Sequence[Thing], sets: Sets, limits: Mapping[str, int], rng: np.random.Generator) -> Question | None:
+def _changed(said: Description, topic: Topic, rng: np.random.Generator) -> Description:
+    """A description with another value of one attribute."""
+    place = int(rng.integers(len(said.values)))
+    name, value = said.values[place]
+    others = [other for other in topic.values[name] if other != value]
+    return Description((*said.values[:place], (name, others[int(rng.integers(len(others)))]), *said.values[place + 1 :]))
+
+
+def count(scene: Scene, topic: Topic, rng: np.random.Generator) -> Question | None:
     """``how many red things are there ?``, every number up to :data:`MOST` alike."""
     wanted = int(rng.integers(MOST + 1))
     for _ in range(40):
-        asked = (
-            _drawn(sets, limits, rng)
-            if not wanted
-            else description(scene[int(rng.integers(len(scene)))], sets[int(rng.integers(len(sets)))])
-        )
-        if len(asked.among(scene)) == wanted:
-            text = f"how many {asked.phrase(many=True)} are there ?"
-            return Question(text, ANSWERS.index(NUMBERS[wanted]), "count")
+        asked = topic.some(scene, rng)
+        if not wanted:
+            asked = _changed(asked, topic, rng)
+        if len(asked.among(scene)) == wanted and (wanted or topic.in_vain(asked, scene)):
+            text = f"how many {topic.language.phrase(asked, many=True)} are there ?"
+            return Question(text, topic.language.answers.index(NUMBERS[wanted]), "count")
     return None
 
 
-def attribute(scene: Sequence[Thing], sets: Sets, limits: Mapping[str, int], rng: np.random.Generator) -> Question | None:
+def attribute(scene: Scene, topic: Topic, rng: np.random.Generator) -> Question | None:
     """``what color is the small circle ?``"""
-    names = [name for name in ATTRIBUTES if limits[name] > 1]
+    language = topic.language
+    names = [name for name in language.attributes if len(topic.values[name]) > 1]
     name = names[int(rng.integers(len(names)))]
     number = int(rng.integers(len(scene)))
-    told = unique(scene, number, [chosen for chosen in sets if name not in chosen], rng)
+    told = topic.unique(scene, number, rng, without=name)
     if told is None:
         return None
-    value = ATTRIBUTES[name][scene[number].value(name)]
-    asked = "color" if name == "colour" else name
-    return Question(f"what {asked} is the {told.phrase()} ?", ANSWERS.index(value), "attribute")
+    asked = f"what {language.asked.get(name, name)}".rstrip()
+    value = language.attributes[name][scene[number].value(name)]
+    return Question(f"{asked} is the {language.phrase(told)} ?", language.answers.index(value), "attribute")
 
 
-def comparison(scene: Sequence[Thing], sets: Sets, limits: Mapping[str, int], rng: np.random.Generator) -> Question | None:
+def comparison(scene: Scene, topic: Topic, rng: np.random.Generator) -> Question | None:
     """``are there more circles than red things ?``; equal numbers are not asked about."""
     wanted = int(rng.integers(2))
     for _ in range(6):
-        first, second = (
-            description(scene[int(rng.integers(len(scene)))], sets[int(rng.integers(min(len(sets), 4)))]) for _ in range(2)
-        )
+        first, second = (topic.some(scene, rng, 4) for _ in range(2))
         more = len(first.among(scene)) - len(second.among(scene))
-        if more and (more > 0) == wanted:
-            text = f"are there more {first.phrase(many=True)} than {second.phrase(many=True)} ?"
-            return Question(text, wanted, "comparison")
+        if more and (more > 0) == bool(wanted):
+            one, other = (topic.language.phrase(said, many=True) for said in (first, second))
+            return Question(f"are there more {one} than {other} ?", wanted, "comparison")
     return None
 
 
-def relation(scene: Sequence[Thing], sets: Sets, limits: Mapping[str, int], rng: np.random.Generator) -> Question | None:
+def relation(scene: Scene, topic: Topic, rng: np.random.Generator) -> Question | None:
     """``is the red circle left of the square ?``"""
     if len(scene) < 2:
         return None
     first, second = (int(n) for n in rng.choice(len(scene), 2, replace=False))
-    one, other = unique(scene, first, sets, rng), unique(scene, second, sets, rng)
-    if one is None or other is None:
-        return None
+    one, other = topic.unique(scene, first, rng), topic.unique(scene, second, rng)
     wanted, number = int(rng.integers(2)), int(rng.integers(len(RELATIONS)))
-    apart = abs(scene[first].x - scene[second].x) if number < 2 else abs(scene[first].y - scene[second].y)
-    if apart <= GAP or related(scene[first], scene[second], number) != wanted:
+    apart = ahead(scene[first], scene[second], number)
+    if one is None or other is None or abs(apart) <= GAP or (apart > 0) != bool(wanted):
         return None
-    return Question(f"is the {one.phrase()} {RELATIONS[number]} the {other.phrase()} ?", wanted, "relation")
+    text = f"is the {topic.language.phrase(one)} {RELATIONS[number]} the {topic.language.phrase(other)} ?"
+    return Question(text, wanted, "relation")
 
 
-_MAKERS: Mapping[str, Callable[[Sequence[Thing], Sets, Mapping[str, int], np.random.Generator], Question | None]] = {
+def place(scene: Scene, topic: Topic, rng: np.random.Generator) -> Question | None:
+    """``what is left of the small cat ?``, where everything that may be said to stand there has one name."""
+    anchor, number = int(rng.integers(len(scene))), int(rng.integers(len(RELATIONS)))
+    told = topic.unique(scene, anchor, rng)
+    near, doubtful = standing(scene, anchor, number)
+    noun = topic.language.noun
+    if told is None or not near or len({scene[n].value(noun) for n in (*near, *doubtful)}) > 1:
+        return None
+    answer = topic.language.answers.index(topic.language.attributes[noun][scene[near[0]].value(noun)])
+    return Question(f"what is {RELATIONS[number]} the {topic.language.phrase(told)} ?", answer, "place")
+
+
+_MAKERS: Mapping[str, Callable[[Scene, Topic, np.random.Generator], Question | None]] = {
     "existence": existence,
     "count": count,
     "attribute": attribute,
     "comparison": comparison,
     "relation": relation,
+    "place": place,
 }
 
+KINDS = tuple(_MAKERS)
 
-def ask(
-    scene: Sequence[Thing], sets: Sets, limits: Mapping[str, int], hardness: float, rng: np.random.Generator
-) -> Question | None:
-    """One question at random: comparisons and relations with probability ``hardness``, half each; None where no try succeeds."""
+
+def ask(scene: Scene, topic: Topic, rng: np.random.Generator) -> Question | None:
+    """One question at random: hard ones with the topic's hardness; None where no try succeeds."""
     for _ in range(8):
-        draw = rng.random()
-        if draw < hardness:
-            kind = KINDS[3 + int(draw < hardness / 2)]
-        else:
-            kind = KINDS[int(rng.integers(3))]
-        found = _MAKERS[kind](scene, sets, limits, rng)
+        kinds = topic.language.hard if rng.random() < topic.hardness else topic.language.plain
+        found = _MAKERS[kinds[int(rng.integers(len(kinds)))]](scene, topic, rng)
         if found is not None:
             return found
     return None

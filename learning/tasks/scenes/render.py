@@ -46,7 +46,7 @@ def render(scenes: Scenes, side: int, difficulty: Difficulty, seed: int) -> Imag
 
 def _draw(scenes: Scenes, side: int, noise: float, rng: np.random.Generator) -> Images:
     n = len(scenes)
-    canvas = _backgrounds(n, side, noise, rng)
+    canvas = backgrounds(n, side, noise, rng)
     places = (np.arange(side, dtype=np.float32) + 0.5) / side
     palette = np.array([COLOURS[name] for name in ATTRIBUTES["colour"]], np.float32) / 255
     for k in range(scenes.shape.shape[1]):
@@ -64,13 +64,13 @@ def _draw(scenes: Scenes, side: int, noise: float, rng: np.random.Generator) -> 
     return (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _backgrounds(n: int, side: int, noise: float, rng: np.random.Generator) -> Floats:
-    """Dark grounds with a slope of light and noise, [n, side, side, 3]."""
-    base = rng.uniform(0.05, 0.3, (n, 1, 1, 3))
+def backgrounds(n: int, side: int, noise: float, rng: np.random.Generator, bright: tuple[float, float] = (0.05, 0.3)) -> Floats:
+    """Grounds with a slope of light and noise, dark unless another brightness is wanted, [n, side, side, 3]."""
+    base = rng.uniform(*bright, (n, 1, 1, 3))
     slope = rng.uniform(-0.08, 0.08, (2, n, 1, 1, 1))
     line = np.linspace(-1, 1, side)
     ground = base + slope[0] * line[None, :, None, None] + slope[1] * line[None, None, :, None]
-    return (ground + rng.normal(0, noise, (n, side, side, 1))).astype(np.float32)
+    return np.asarray((ground + rng.normal(0, noise, (n, side, side, 1))), np.float32)
 
 
 def _texture(texture: Indices, u: Floats, v: Floats) -> Floats:
@@ -78,7 +78,7 @@ def _texture(texture: Indices, u: Floats, v: Floats) -> Floats:
     stripes = 0.7 + 0.3 * np.sign(np.sin((u + v) * 5.5))
     dots = 1 - 0.6 * (np.sin(u * 6.5) * np.sin(v * 6.5) > 0.35)
     kind = texture[:, None, None]
-    return np.where(kind == 1, stripes, np.where(kind == 2, dots, 1.0)).astype(np.float32)
+    return np.asarray(np.where(kind == 1, stripes, np.where(kind == 2, dots, 1.0)), np.float32)
 
 
 def _distance(shape: Indices, u: Floats, v: Floats) -> Floats:
@@ -91,24 +91,25 @@ def _distance(shape: Indices, u: Floats, v: Floats) -> Floats:
 
 
 def _triangle(u: Floats, v: Floats) -> Floats:
-    return np.maximum((2 * np.abs(u) - v - 1) / np.sqrt(5), v - 1).astype(np.float32)
+    return np.asarray(np.maximum((2 * np.abs(u) - v - 1) / np.sqrt(5), v - 1), np.float32)
 
 
 def _cross(u: Floats, v: Floats) -> Floats:
     wide, tall = np.abs(u), np.abs(v)
-    return np.maximum(np.maximum(wide, tall) - 1, np.minimum(wide, tall) - 0.33).astype(np.float32)
+    return np.asarray(np.maximum(np.maximum(wide, tall) - 1, np.minimum(wide, tall) - 0.33), np.float32)
 
 
 def _star(u: Floats, v: Floats) -> Floats:
+    v = v - np.float32(0.1)  # its upper spike is longer than what lies below its middle
     angle, radius = np.arctan2(u, -v), np.hypot(u, v)
     spike = np.abs((angle * 5 / (2 * np.pi) + 0.5) % 1 - 0.5) * 2  # 0 on a spike, 1 between two
-    return (radius - (1.05 - 0.62 * spike)).astype(np.float32)
+    return np.asarray(radius - (1.08 - 0.62 * spike), np.float32)
 
 
 def _heart(u: Floats, v: Floats) -> Floats:
     lobes = np.hypot(np.abs(u) - 0.5, v + 0.45) - 0.52
     point = np.maximum(np.abs(u) * 0.75 + v * 0.66 - 0.62, -v - 0.45)
-    return np.minimum(lobes, point).astype(np.float32)
+    return np.asarray(np.minimum(lobes, point), np.float32)
 
 
 _SHAPES = {

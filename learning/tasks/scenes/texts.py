@@ -5,16 +5,17 @@ Shapes: N scenes, K texts of each, T tokens, P boxes a text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from inarch.learning.tasks.scenes.expressions import Expression, refer
+from inarch.learning.tasks.scenes.expressions import Expression, at_the_edge, refer
+from inarch.learning.tasks.scenes.language import START, STOP, Scene, Topic, pack
 from inarch.learning.tasks.scenes.questions import ask
-from inarch.learning.tasks.scenes.words import START, STOP, Thing, attribute_sets, encode, pack, things
+from inarch.learning.tasks.scenes.words import SCENES, topic
 from inarch.learning.tasks.scenes.world import Difficulty, Scenes
 from inarch.structure.units import Indices
 
@@ -23,8 +24,6 @@ KINDS: tuple[Kind, ...] = ("grounding", "referring", "vqa")
 
 PHRASES = 3
 """Most phrases of a caption."""
-
-_COMMA = encode(",")[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +60,21 @@ def write_texts(scenes: Scenes, kind: Kind, count: int, difficulty: Difficulty, 
 
     The same seed gives the same texts.
     """
-    rng = np.random.default_rng([seed, KINDS.index(kind)])
-    writer = _Writer(difficulty, rng)
-    rows = [[getattr(writer, kind)(scene) for _ in range(count)] for scene in things(scenes)]
+    return write(SCENES.things(scenes), kind, count, topic(difficulty), seed)
+
+
+def write(scenes: Iterable[Scene], kind: Kind, count: int, about: Topic, seed: int) -> Texts:
+    """As :func:`write_texts`, of objects of any sort.
+
+    Args:
+        scenes: the objects of each.
+        kind: of texts.
+        count: K.
+        about: what they may say.
+        seed: the same gives the same texts.
+    """
+    writer = _Writer(about, np.random.default_rng([seed, KINDS.index(kind)]))
+    rows = [[getattr(writer, kind)(scene) for _ in range(count)] for scene in scenes]
     flat = [text for row in rows for text in row]
     ids, mask = pack([text.tokens for text in flat])
     places = PHRASES if kind == "grounding" else 1
@@ -89,30 +100,28 @@ def write_texts(scenes: Scenes, kind: Kind, count: int, difficulty: Difficulty, 
 class _Writer:
     """Texts about one scene after the other."""
 
-    def __init__(self, difficulty: Difficulty, rng: np.random.Generator) -> None:
-        self.difficulty = difficulty
+    def __init__(self, topic: Topic, rng: np.random.Generator) -> None:
+        self.topic = topic
         self.rng = rng
-        self.sets = attribute_sets(difficulty.textures)
-        sizes = {"shape": difficulty.shapes, "colour": difficulty.colours, "size": 2, "texture": difficulty.textures}
-        self.limits = sizes
 
-    def _expression(self, scene: Sequence[Thing]) -> Expression:
-        while True:
-            for hardness in (self.difficulty.hardness, 0.0, 1.0):
-                found = refer(scene, self.sets, hardness, self.rng)
-                if found is not None:
-                    return found
-            # Every object has an equal twin, and nothing tells them apart by place: speak of all there is by where it is.
-            leftmost = min(range(len(scene)), key=lambda n: scene[n].x)
-            return Expression("the first thing from the left", leftmost, "ordinal")
+    def _encode(self, text: str) -> list[int]:
+        return self.topic.language.encode(text)
 
-    def referring(self, scene: Sequence[Thing]) -> _Text:
+    def _expression(self, scene: Scene) -> Expression:
+        for hardness in (self.topic.hardness, 0.0, 1.0):
+            found = refer(scene, self.topic, hardness, self.rng)
+            if found is not None:
+                return found
+        # Every object has an equal twin, and nothing tells them apart by place: speak of all there is by where it is.
+        return at_the_edge(scene)
+
+    def referring(self, scene: Scene) -> _Text:
         """One expression; its tokens all speak of the object."""
         found = self._expression(scene)
-        tokens = encode(found.text)
+        tokens = self._encode(found.text)
         return _Text(tokens, [found.target], [(1, len(tokens) - 1)], -1, found.kind)
 
-    def grounding(self, scene: Sequence[Thing]) -> _Text:
+    def grounding(self, scene: Scene) -> _Text:
         """Up to :data:`PHRASES` expressions of different objects, with commas between them."""
         tokens, targets, spans = [START], list[int](), list[tuple[int, int]]()
         wanted = int(self.rng.integers(1, PHRASES + 1))
@@ -120,16 +129,16 @@ class _Writer:
             found = self._expression(scene)
             if len(targets) < wanted and found.target not in targets:
                 if targets:
-                    tokens.append(_COMMA)
-                words = encode(found.text)[1:-1]
+                    tokens += self._encode(",")[1:-1]
+                words = self._encode(found.text)[1:-1]
                 spans.append((len(tokens), len(tokens) + len(words)))
                 targets.append(found.target)
                 tokens += words
         return _Text([*tokens, STOP], targets, spans, -1, "grounding")
 
-    def vqa(self, scene: Sequence[Thing]) -> _Text:
+    def vqa(self, scene: Scene) -> _Text:
         """One question."""
         found = None
         while found is None:  # whether there is a thing of some sort can always be asked
-            found = ask(scene, self.sets, self.limits, self.difficulty.hardness, self.rng)
-        return _Text(encode(found.text), [], [], found.answer, found.kind)
+            found = ask(scene, self.topic, self.rng)
+        return _Text(self._encode(found.text), [], [], found.answer, found.kind)

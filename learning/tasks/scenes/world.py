@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -99,20 +99,36 @@ class Scenes:
         """[N, M, 4] centre, width and height."""
         return np.stack((self.x, self.y, 2 * self.radius, 2 * self.radius), -1)
 
-    def take(self, rows: npt.NDArray[np.bool_] | Indices) -> Scenes:
+    def take(self, rows: npt.NDArray[np.bool_] | Indices) -> Self:
         """Some of the scenes."""
-        return Scenes(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 _SIZES = ((0.085, 0.11), (0.14, 0.17))
 """Radii of small and of large objects, lowest and highest."""
 
-_TRIES = 80
+_TRIES = 40
+"""Places that are tried for an object before its scene begins anew."""
+
+_ROUNDS = 200
+"""How often a scene begins anew until it has the fewest objects; for the first :data:`_PATIENCE` times, until it has all."""
+
+_PATIENCE = 3
+
+
+def held_out_colour(shape: int, colours: int) -> int:
+    """The colour in which no training scene has this shape, among so many."""
+    return (shape * 3 + 1) % colours
 
 
 def held_out(shape: Indices, colour: Indices, difficulty: Difficulty) -> npt.NDArray[np.bool_]:
     """Whether a combination of shape and colour is kept from training: one colour of each shape."""
-    return (shape * 3 + 1) % difficulty.colours == colour
+    return np.equal(_kept(difficulty)[shape], colour)
+
+
+def _kept(difficulty: Difficulty) -> Indices:
+    """The held-out colour of each shape."""
+    return np.array([held_out_colour(number, difficulty.colours) for number in range(difficulty.shapes)])
 
 
 def draw(count: int, difficulty: Difficulty, split: Split, seed: int) -> Scenes:
@@ -131,13 +147,13 @@ def draw(count: int, difficulty: Difficulty, split: Split, seed: int) -> Scenes:
     _avoid_held_out(rng, shape, colour, difficulty)
     if split == "unseen":
         shape[:, 0] = rng.integers(0, difficulty.shapes, count)
-        colour[:, 0] = (shape[:, 0] * 3 + 1) % difficulty.colours
+        colour[:, 0] = _kept(difficulty)[shape[:, 0]]
     large = rng.integers(0, 2, size)
     texture = rng.integers(0, difficulty.textures, size)
     bounds = np.array(_SIZES, np.float32)[large]
     radius = (bounds[..., 0] + (bounds[..., 1] - bounds[..., 0]) * rng.random(size, np.float32)).astype(np.float32)
     wanted = rng.integers(low, high + 1, count)
-    x, y, placed = _place(rng, radius, wanted, difficulty.overlap)
+    x, y, placed = place(rng, radius, low, wanted, difficulty.overlap)
     return Scenes(shape, colour, large, texture, x, y, radius, placed)
 
 
@@ -148,7 +164,32 @@ def _avoid_held_out(rng: np.random.Generator, shape: Indices, colour: Indices, d
     colour[wrong] = (colour[wrong] + step) % difficulty.colours
 
 
-def _place(rng: np.random.Generator, radius: Floats, wanted: Indices, overlap: float) -> tuple[Floats, Floats, Indices]:
+def place(
+    rng: np.random.Generator, radius: Floats, fewest: int, wanted: Indices, overlap: float
+) -> tuple[Floats, Floats, Indices]:
+    """Places for the objects' bounding squares.
+
+    Args:
+        rng: draws.
+        radius: [N, M] half of each square's side.
+        fewest: objects that every scene is to have; the last ones are left out where no place is found.
+        wanted: [N] objects.
+        overlap: how far two squares may overlap; without it they stay a twentieth of their radii apart.
+
+    Returns:
+        x and y [N, M], and how many objects have a place [N].
+    """
+    x, y = np.zeros_like(radius), np.zeros_like(radius)
+    placed = np.zeros(len(radius), np.int64)
+    for turn in range(_ROUNDS):
+        rows = np.flatnonzero(placed < (wanted if turn < _PATIENCE else fewest))
+        if not len(rows):
+            break
+        x[rows], y[rows], placed[rows] = _try_places(rng, radius[rows], wanted[rows], overlap)
+    return x, y, placed
+
+
+def _try_places(rng: np.random.Generator, radius: Floats, wanted: Indices, overlap: float) -> tuple[Floats, Floats, Indices]:
     """Places for the objects, one after the other; one that finds none in :data:`_TRIES` tries ends its scene."""
     count, most = radius.shape
     x, y = np.zeros_like(radius), np.zeros_like(radius)
@@ -160,8 +201,8 @@ def _place(rng: np.random.Generator, radius: Floats, wanted: Indices, overlap: f
                 break
             r = radius[open_rows, k]
             cx, cy = (r + (1 - 2 * r) * rng.random(len(r), np.float32) for _ in range(2))
-            near = np.hypot(cx[:, None] - x[open_rows, :k], cy[:, None] - y[open_rows, :k])
-            fits = (near >= (r[:, None] + radius[open_rows, :k]) * (1.05 - overlap)).all(1)
+            apart = np.maximum(np.abs(cx[:, None] - x[open_rows, :k]), np.abs(cy[:, None] - y[open_rows, :k]))
+            fits = (apart >= (r[:, None] + radius[open_rows, :k]) * (1.05 - overlap)).all(1)
             rows = open_rows[fits]
             x[rows, k], y[rows, k] = cx[fits], cy[fits]
             placed[rows] += 1

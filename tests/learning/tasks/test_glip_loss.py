@@ -210,7 +210,7 @@ def test_a_tiny_model_learns_four_images() -> None:
     places = anchors(side, levels, torch.float32)
     optimiser = torch.optim.AdamW(model.parameters(), 1e-3)
     losses: list[float] = []
-    for _ in range(60):
+    for _ in range(90):
         loss = torch.stack(list(losses_of(model(**inputs), given, places).values())).sum()
         optimiser.zero_grad()
         torch.autograd.backward(loss)
