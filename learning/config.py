@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from inarch.learning.families import Sharing
 from inarch.learning.hypernetwork import Kind
@@ -36,8 +36,8 @@ class Optimisation(_Settings):
         interval: steps between checkpoints; a killed run loses no more.
     """
 
-    steps: Count = 6000
-    rate: Rate = 2e-3
+    steps: Count = 8000
+    rate: Rate = 3e-3
     warmup: Annotated[int, Field(ge=0)] = 200
     decay: Annotated[float, Field(ge=0)] = 1e-2
     clip: Rate = 1.0
@@ -59,6 +59,11 @@ class StructureSettings(_Settings):
         weight: of the budget in the objective.
         temperature: of the gates.
         keep_offset, share_offset, head_offset: how far a gate starts from pruning, from sharing, from losing a head.
+        gather: part of the steps in which all that may be shared is first brought together, before any gate is learned; 0 for
+            none. From then on it stays together until the gates are frozen, so that what sharing costs is learned on weights that
+            are used to it.
+        fill: which slots that pruning empties read the base's units, which are stored anyway, see :mod:`~inarch.learning.fill`:
+            those of FFNs, of all sites, or none. Gates then learn what to prune, and sharing comes with the filling.
         freeze: part of the steps after which the gates are frozen, at exactly the budget.
         arrive: part of the steps after which the weights are wholly aligned; they move linearly from ``freeze`` on.
         pull: part of the way to the present structure that weights move at each step before that, without gates being frozen.
@@ -78,11 +83,19 @@ class StructureSettings(_Settings):
     keep_offset: float = 3.0
     share_offset: float = 1.0
     head_offset: float = 3.0
+    gather: Share = 0.0
+    fill: Literal["none", "ffn", "all"] = "none"
     freeze: Fraction = 0.4
     arrive: Fraction = 0.7
     pull: Share = 0.0
     alignment: Annotated[float, Field(ge=0)] = 0.0
     align: bool = True
+
+    @model_validator(mode="after")
+    def _in_order(self) -> StructureSettings:
+        if self.arrive < self.freeze:
+            raise ValueError(f"weights cannot arrive ({self.arrive}) before the gates are frozen ({self.freeze})")
+        return self
 
 
 class DataSettings(_Settings):
@@ -128,13 +141,13 @@ class TuneConfig(_Settings):
     """Everything that a run of ``inarch tune`` depends on.
 
     Attributes:
-        kind: what is tuned for.
+        kind: what is tuned for: questions (vqa) with an MDETR, detection with a GLIP.
         optimisation: how.
         distil: weight of the dense model's outputs in the loss; 0 for none.
         seed: of batches.
     """
 
-    kind: Literal["grounding", "referring", "vqa"] = "referring"
+    kind: Literal["grounding", "referring", "vqa", "detection"] = "referring"
     optimisation: Optimisation = Optimisation(steps=2000, rate=5e-4, warmup=100)
     distil: Annotated[float, Field(ge=0)] = 0.0
     precision: Literal["no", "bf16", "fp16"] = "no"

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from inarch.structure.demand import unit_axes
 from inarch.structure.kinship import kin
+from inarch.structure.legalise import in_head_common
 from inarch.structure.planners.weights import tied_sites
-from inarch.structure.sites import Site, SiteTable
+from inarch.structure.sites import AXIS_FACTORS, Site, SiteTable
 
 Sharing = Literal["joint", "cross", "layer", "none"]
 """``joint`` shares across modalities and inside blocks, ``cross`` and ``layer`` one of the two."""
@@ -53,7 +55,7 @@ def usable(table: SiteTable) -> list[Site]:
 def families(table: SiteTable, sharing: Sharing = "joint", block: int = 2) -> list[Family]:
     """Group sites into families.
 
-    Only sites of equal sizes (units a head, heads, vector lengths) are in one family.
+    Only sites of equal sizes (units a head, heads, vector lengths, what a unit carries along) and equal freedom are together.
 
     Args:
         table: the model's sites.
@@ -65,21 +67,28 @@ def families(table: SiteTable, sharing: Sharing = "joint", block: int = 2) -> li
     if sharing == "none":
         return result
     for group in kin(usable(table)):
-        by_size: dict[tuple[tuple[str, int], ...], list[tuple[Site, ...]]] = {}
+        alike: dict[object, list[tuple[Site, ...]]] = {}
         for tower in group.towers.values():
-            for sites in _same_sizes(tower):
-                by_size.setdefault(tuple(sorted(sites[0].sizes.items())), []).append(sites)
-        for towers in by_size.values():
+            kinds: dict[object, list[Site]] = {}
+            for site in tower:
+                kinds.setdefault(_likeness(site), []).append(site)
+            for kind, sites in kinds.items():
+                alike.setdefault(kind, []).append(tuple(sites))
+        for towers in alike.values():
             result += _of_towers(towers, sharing, block)
     order = {site.name: number for number, site in enumerate(table.sites)}
     return sorted(result, key=lambda family: order[family.base])
 
 
-def _same_sizes(sites: Sequence[Site]) -> list[tuple[Site, ...]]:
-    groups: dict[tuple[tuple[str, int], ...], list[Site]] = {}
-    for site in sites:
-        groups.setdefault(tuple(sorted(site.sizes.items())), []).append(site)
-    return [tuple(group) for group in groups.values()]
+def _likeness(site: Site) -> object:
+    """What must be equal for two sites' units to pair up by their numbers, whatever is pruned of either."""
+    spanning = {factor for factors in AXIS_FACTORS.values() for factor in factors}
+    carried = tuple(
+        (member.role, tuple((name, size) for name, size in member.factors if name not in spanning))
+        for member in sorted((m for m in site.members.values() if m.is_matrix), key=lambda m: m.role)
+    )
+    uniform = tuple(in_head_common(site, name) for name in unit_axes(site))
+    return tuple(sorted(site.sizes.items())), carried, tuple(sorted(site.frozen)), uniform
 
 
 def _of_towers(towers: Sequence[tuple[Site, ...]], sharing: Sharing, block: int) -> list[Family]:

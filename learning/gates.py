@@ -22,10 +22,10 @@ from torch import Tensor
 from inarch.learning.families import Family, usable
 from inarch.learning.unit_rows import Key
 from inarch.structure.cost import DEFAULT_COST, Limits
-from inarch.structure.demand import VALUE_AXES, unit_axes
+from inarch.structure.demand import VALUE_AXES, factor_index, unit_axes
 from inarch.structure.legalise import in_head_common
 from inarch.structure.resolve import AxisDecision
-from inarch.structure.sites import Site, SiteTable
+from inarch.structure.sites import AXIS_FACTORS, Member, Site, SiteTable
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -88,7 +88,7 @@ class Gates:
 
     Attributes:
         hard: the same as a structure.
-        keep: [U].
+        keep: [U]; in a head that goes, what would be kept if it stayed, so that the head's gate has something to gain.
         share: [U]; 0 where nothing can be shared.
         heads: [heads of all groups]; 1 where a group keeps its heads.
     """
@@ -125,7 +125,7 @@ class GateSpace:
                 keep = slice(logits, logits + axis.size)
                 logits += axis.size
                 share = base = None
-                if site.name in base_of and axis.frozen is None:
+                if site.name in base_of and axis.frozen is None and table[base_of[site.name]].axes[name].frozen is None:
                     share, base = slice(logits, logits + axis.size), (base_of[site.name], name)
                     logits += axis.size
                 self.axes[site.name, name] = AxisSpec(
@@ -144,7 +144,7 @@ class GateSpace:
                 units += axis.size
         self.groups: list[GroupSpec] = []
         for members in self._head_groups():
-            whole = prune and members[0].kind == "msa" and not any("head" in site.frozen for site in members)
+            whole = prune and members[0].kind == "msa" and not any(_heads_stay(site) for site in members)
             where = slice(logits, logits + members[0].heads) if whole else None
             logits += members[0].heads if whole else 0
             self.groups.append(GroupSpec(tuple(site.name for site in members), members[0].heads, where))
@@ -163,7 +163,8 @@ class GateSpace:
         keep_at = np.zeros(self.units, np.int64)
         share_at = np.full(self.units, -1, np.int64)
         head_at = np.zeros(self.units, np.int64)
-        vectors, own = np.zeros(self.units), np.zeros(self.units)
+        vectors = np.zeros(self.units)
+        may_prune = np.zeros(self.units, np.float32)
         self.head_slices: list[slice] = []
         first_head: dict[str, int] = {}
         total = 0
@@ -177,32 +178,34 @@ class GateSpace:
             if spec.share is not None:
                 share_at[spec.units] = np.arange(spec.share.start, spec.share.stop)
             head_at[spec.units] = first_head[spec.key[0]] + np.repeat(np.arange(spec.heads), spec.per_head)
-            vectors[spec.units], own[spec.units] = spec.vectors, spec.own
+            vectors[spec.units] = spec.vectors
+            may_prune[spec.units] = not spec.frozen
         self.keep_at, self.head_at = torch.from_numpy(keep_at), torch.from_numpy(head_at)
         self.share_at = torch.from_numpy(np.maximum(share_at, 0))
         self.may_share = torch.from_numpy((share_at >= 0).astype(np.float32))
-        self.vectors = torch.from_numpy(vectors.astype(np.float32))
-        self.own = torch.from_numpy(own.astype(np.float32))
-        riders = np.zeros(self.head_count, np.float32)
-        for group, where in zip(self.groups, self.head_slices, strict=True):
-            for name in group.sites:
-                riders[where] += _head_riders(self.table[name])
-        self.riders = torch.from_numpy(riders)
+        self.may_prune = torch.from_numpy(may_prune)
+        alive_at = [np.arange(first_head[site.name], first_head[site.name] + site.heads) for site in self.sites]
+        self.alive_at = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *alive_at]))
+        own, members, weights = _private_numbers(self.table, self.sites, {key: spec.units for key, spec in self.axes.items()})
+        self.vectors, self.own = torch.from_numpy(vectors), torch.from_numpy(own)
+        self.unions, self.union_weights = torch.from_numpy(members), torch.from_numpy(weights)
         readers: dict[Key, list[AxisSpec]] = {}
         for spec in self.axes.values():
             if spec.base is not None:
                 readers.setdefault(spec.base, []).append(spec)
         self.readers = readers
-        self.fixed = self.table.parameters - float(vectors.sum() + own.sum() + riders.sum())
+        self.fixed = self.table.parameters - float(vectors.sum() + own.sum() + weights.sum())
         self.head_logits = torch.tensor(
-            [n for g in self.groups for n in (range(g.logits.start, g.logits.stop) if g.logits else [0] * g.heads)]
+            [n for g in self.groups for n in (range(g.logits.start, g.logits.stop) if g.logits else [0] * g.heads)],
+            dtype=torch.int64,
         )
         self.may_lose_heads = torch.tensor([float(g.logits is not None) for g in self.groups for _ in range(g.heads)])
 
     def to(self, device: torch.device) -> GateSpace:
         """The same with its tensors on a device; changes this one."""
-        for name in ("keep_at", "head_at", "share_at", "may_share", "vectors", "own", "riders", "head_logits", "may_lose_heads"):
-            setattr(self, name, getattr(self, name).to(device))
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
         return self
 
     def offsets(self, keep: float, share: float, head: float) -> Tensor:
@@ -228,15 +231,18 @@ class GateSpace:
         noisy = logits if noise is None else logits + noise
         soft = torch.sigmoid(noisy / temperature)
         hard, heads = self.project(noisy.detach().cpu().numpy().astype(np.float32))
-        keep = self._through(soft[self.keep_at], self.flat(hard.keep))
+        alive = torch.from_numpy(heads).to(soft)
+        wish = torch.maximum((noisy.detach()[self.keep_at] > 0).to(soft), 1 - self.may_prune)
+        kept = torch.where(alive[self.head_at] > 0, self.flat(hard.keep).to(soft), wish)
+        # What stays or goes whatever its logit says passes no gradient.
+        keep = self._through(soft[self.keep_at] * self.may_prune, kept)
         share = self._through(soft[self.share_at] * self.may_share, self.flat(hard.share))
-        # A gate that projection fixed passes no gradient; those of heads that always stay neither.
-        of_heads = self._through(soft[self.head_logits] * self.may_lose_heads, torch.from_numpy(heads).to(soft))
-        return Gates(hard, keep, share, of_heads)
+        return Gates(hard, keep, share, self._through(soft[self.head_logits] * self.may_lose_heads, alive))
 
     @staticmethod
     def _through(soft: Tensor, hard: Tensor) -> Tensor:
-        return hard.to(soft) + soft - soft.detach()
+        # In this order the difference is exactly zero, and the gate exactly 0 or 1.
+        return hard.to(soft) + (soft - soft.detach())
 
     def flat(self, masks: Mapping[Key, Bools]) -> Tensor:
         """Masks of all axes as one vector [U]."""
@@ -248,21 +254,34 @@ class GateSpace:
     def count(self, gates: Gates) -> Tensor:
         """P(m, s): parameters of the whole model, a shared unit counted once (ours; equals the plan's ``expect.parameters``).
 
-        A base's unit is needed where the base keeps it or any reader shares it: ``1 - (1 - m) prod(1 - m_r s_r)``.
+        A base's unit is needed where the base keeps it or any reader shares it: ``1 - (1 - m) prod(1 - m_r s_r)``. Summed in
+        double precision, so that it is the exact integer.
         """
-        alive = gates.heads[self.head_at]
-        kept = gates.keep * alive
-        shared = kept * gates.share
+        alive = gates.heads[self.alive_at].double() * self._living(gates.hard).to(gates.heads.device)
+        kept = (gates.keep * gates.heads[self.head_at]).double()
+        shared = kept * gates.share.double()
         need = kept - shared
-        pieces = []
+        total = self.fixed + (self.vectors * need).sum()
         for key, specs in self.readers.items():
             where = self.axes[key].units
             free = 1 - kept[where]
             for spec in specs:
                 free = free * (1 - shared[spec.units])
-            pieces.append((self.vectors[where] * (1 - free - need[where])).sum())
-        total = self.fixed + (self.vectors * need).sum() + (self.own * kept).sum() + (self.riders * gates.heads).sum()
-        return total + (torch.stack(pieces).sum() if pieces else 0.0)
+            total = total + (self.vectors[where] * (1 - free - need[where])).sum()
+        private = torch.cat((kept, alive))
+        total = total + (self.own * private).sum()
+        if len(self.unions):
+            absent = torch.cat((1 - private, private.new_ones(1)))
+            total = total + (self.union_weights * (1 - absent[self.unions].prod(1))).sum()
+        return total
+
+    def _living(self, hard: Hard) -> Tensor:
+        """Which heads of which site put anything out, [heads of all sites], 0 or 1."""
+        living: list[Bools] = [np.empty(0, np.bool_)]
+        for site in self.sites:
+            out = [hard.keep[site.name, name].reshape(site.heads, -1) for name in unit_axes(site) if name in VALUE_AXES]
+            living.append(np.concatenate(out, 1).any(axis=1))
+        return torch.from_numpy(np.concatenate(living).astype(np.float64))
 
     def project(self, logits: Floats) -> tuple[Hard, Floats]:
         """Logits [L] -> the structure nearest to their signs that the lowering stores as planned; and the heads that live."""
@@ -273,60 +292,79 @@ class GateSpace:
             alive = np.ones(group.heads, np.bool_) if group.logits is None else logits[group.logits] > 0
             heads[where] = alive
             names = unit_axes(self.table[group.sites[0]])
+            values = [name for name in names if name in VALUE_AXES]
+            # Where heads have to stay, something has to come out of them.
+            stay = group.sites if group.logits is None and self.table[group.sites[0]].kind == "msa" else ()
+            for name in values:
+                self._project_axis(group, name, logits, alive, keep, share, stay, ())
+            dead = [site for site in group.sites if not any(keep[site, name].any() for name in values)]
+            # The lowering stores at least one unit of every axis of a head that lives, so the best ones may as well be kept.
+            live = [site for site in group.sites if site not in dead]
             for name in names:
-                specs = [self.axes[site, name] for site in group.sites]
-                self._project_axis(specs, logits, alive, keep, share)
-            for site in group.sites:
-                values = [name for name in names if name in VALUE_AXES]
-                if not any(keep[site, name].any() for name in values):
-                    for name in names:  # nothing comes out, so nothing is needed, and nobody can read it
-                        readers = [spec.key for spec in self.readers.get((site, name), ())]
-                        for key in [(site, name), *readers]:
-                            share[key] = np.zeros_like(share[key])
-                        if not self.axes[site, name].frozen:
-                            keep[site, name] = np.zeros_like(keep[site, name])
+                if name not in values or any(not keep[site, name].any() for site in live):
+                    self._project_axis(group, name, logits, alive, keep, share, live, dead)
         return Hard(keep, share), heads
 
+    def all_shared(self) -> Hard:
+        """The structure in which everything is kept, and everything shared that may be."""
+        keep: dict[Key, Bools] = {}
+        share: dict[Key, Bools] = {}
+        for key, spec in self.axes.items():
+            count = spec.heads * spec.per_head
+            keep[key] = np.ones(count, np.bool_)
+            share[key] = np.full(count, spec.base is not None)
+        return Hard(keep, share)
+
     def _project_axis(
-        self, specs: Sequence[AxisSpec], logits: Floats, alive: Bools, keep: dict[Key, Bools], share: dict[Key, Bools]
+        self,
+        group: GroupSpec,
+        name: str,
+        logits: Floats,
+        alive: Bools,
+        keep: dict[Key, Bools],
+        share: dict[Key, Bools],
+        some: Sequence[str],
+        none: Sequence[str],
     ) -> None:
-        """One axis of a family (base first) or of a single site."""
-        first = specs[0]
-        grid = (first.heads, first.per_head)
-        rows = np.flatnonzero(alive)
+        """One axis of a family (base first) or of a single site; ``some`` sites keep a unit at least, ``none`` keep nothing."""
+        specs = [self.axes[site, name] for site in group.sites]
+        first, rows = specs[0], np.flatnonzero(alive)
+        per_head = first.per_head
         wish = {spec.key: _by_head(logits[spec.keep], spec) for spec in specs}
         want = {spec.key: _by_head(logits[spec.share], spec) for spec in specs if spec.share is not None}
-        step, coarse = self._steps(len(rows), first.per_head)
+        step, coarse = self.steps(len(rows), per_head)
+        lengths = self._lengths(coarse, per_head, len(specs))
         score = wish[first.key].copy()
         for spec in specs[1:]:
             if spec.key in want:
                 score += np.minimum(want[spec.key], wish[spec.key])
         order = np.argsort(-score, axis=1, kind="stable")
-        base = np.zeros(grid, np.bool_)
-        lengths = [0]
-        for spec in specs[1:]:
-            both = (
-                np.zeros(grid, np.bool_) if spec.key not in want else (want[spec.key] > 0) & ((wish[spec.key] > 0) | spec.frozen)
-            )
-            length = _nearest(_mean(both, rows), coarse, first.per_head)
-            if len(specs) > self.limits.max_segments:
-                length = self._level(length, coarse, first.per_head)
-            lengths.append(length)
-            shared = _prefix(order, rows, length)
-            kept = _nearest(_mean(wish[spec.key] > 0, rows), step, first.per_head)
-            mine = shared.copy()
+
+        def width(spec: AxisSpec, shared: int) -> int:
+            """Units a head that a site keeps."""
+            if spec.key[0] in none:
+                return 0
             if spec.frozen:
-                mine[rows] = True
-            elif kept > length:
-                ranked = np.argsort(-np.where(shared, np.inf, wish[spec.key]), axis=1, kind="stable")
-                mine = _prefix(ranked, rows, kept)
-            keep[spec.key], share[spec.key] = mine.reshape(-1), shared.reshape(-1)
+                return per_head
+            least = max(shared, step if spec.key[0] in some else 0)
+            return max(_nearest(_mean(wish[spec.key] > 0, rows), step, per_head), least)
+
+        longest = 0
+        for spec in specs[1:]:
+            length = 0
+            if spec.key in want and first.key[0] not in none and spec.key[0] not in none:
+                wanted = _mean((want[spec.key] > 0) & ((wish[spec.key] > 0) | spec.frozen), rows)
+                length = _closest(lengths, wanted)
+            longest = max(longest, length)
+            shared = _prefix(order, rows, length)
+            ranked = np.argsort(-np.where(shared, np.inf, wish[spec.key]), axis=1, kind="stable")
+            keep[spec.key] = _prefix(ranked, rows, width(spec, length)).reshape(-1)
+            share[spec.key] = shared.reshape(-1)
         # What a reader stores the base has for nothing, so it keeps it.
-        kept = max(_nearest(_mean(wish[first.key] > 0, rows), step, first.per_head), *lengths)
-        base = _prefix(order, rows, first.per_head if first.frozen else kept)
+        base = _prefix(order, rows, width(first, longest))
         keep[first.key], share[first.key] = base.reshape(-1), np.zeros(base.size, np.bool_)
 
-    def _steps(self, heads: int, per_head: int) -> tuple[int, int]:
+    def steps(self, heads: int, per_head: int) -> tuple[int, int]:
         """Units a head that private widths and shared widths move by, with so many heads."""
         if not heads:
             return per_head, per_head
@@ -334,33 +372,96 @@ class GateSpace:
         coarse = -(-self.limits.min_segment // heads)
         return step, min(-(-coarse // step) * step, per_head)
 
-    def _level(self, length: int, coarse: int, per_head: int) -> int:
-        """The nearest of the few prefix lengths that a large family may have."""
+    def _lengths(self, coarse: int, per_head: int, sites: int) -> list[int]:
+        """Units a head that a family of so many sites may share."""
+        # The last step takes what is left over, so that no segment is smaller than the others.
+        lengths = [*range(0, per_head - coarse + 1, coarse), per_head]
+        if sites <= self.limits.max_segments:
+            return lengths
         most = max(1, self.limits.max_segments - 1)
-        levels = [0, *(_nearest(per_head * i / most, coarse, per_head) for i in range(1, most + 1))]
-        return min(levels, key=lambda n: (abs(n - length), n))
+        return [_closest(lengths, per_head * part / most) for part in range(most + 1)]
 
     def decisions(self, hard: Hard) -> dict[str, dict[str, AxisDecision]]:
         """A structure as :func:`~inarch.structure.resolve.build_plan` wants it."""
         result: dict[str, dict[str, AxisDecision]] = {}
         for key, spec in self.axes.items():
-            kept = np.flatnonzero(hard.keep[key])
+            # Of a frozen axis a plan keeps everything; where its heads go, it goes with them.
+            kept = None if spec.frozen or hard.keep[key].all() else np.flatnonzero(hard.keep[key])
             shared = np.flatnonzero(hard.share[key])
-            if len(kept) == spec.heads * spec.per_head and not len(shared):
+            if kept is None and not len(shared):
                 continue
             shares = [(spec.base[0], shared, shared)] if len(shared) and spec.base is not None else []
             result.setdefault(key[0], {})[key[1]] = AxisDecision(kept, shares)
         return result
 
 
-def _head_riders(site: Site) -> int:
-    """Parameters of one head that run over heads and over no unit axis (a column of a position-bias table)."""
-    axes = unit_axes(site)
-    return sum(
-        member.size // site.heads * member.width
-        for member in site.members.values()
-        if member.has("head") and not any(member.has(name) for name in axes)
-    )
+def _heads_stay(site: Site) -> bool:
+    """Whether heads cannot go: they go by losing all that they put out."""
+    return "head" in site.frozen or any(axis.frozen is not None for name, axis in site.axes.items() if name in VALUE_AXES)
+
+
+def _private_numbers(
+    table: SiteTable, sites: Sequence[Site], units: Mapping[Key, slice]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """What biases and riders cost, by what needs them: units, numbered as the gates are, then heads, those of all sites in turn.
+
+    Returns:
+        [U + heads] numbers that one unit or head alone needs; and those that several need (a table over in-head indices, a table
+        that two layers read): [n, k] who, filled up with U + heads, and [n] how many.
+    """
+    count = sum(where.stop - where.start for where in units.values())
+    free = {site.name for site in sites}
+    needs: dict[tuple[str, int], list[npt.NDArray[np.int64]]] = {}
+    widths: dict[tuple[str, int], int] = {}
+    stays: dict[tuple[str, int], list[npt.NDArray[np.int64]]] = {}
+    end = count
+    for site in table.sites:
+        heads = np.arange(end, end + site.heads)
+        end += site.heads if site.name in free else 0
+        for member in (m for m in site.members.values() if not m.is_matrix):
+            place = member.param, member.axis
+            widths[place] = member.width
+            if site.name in free:
+                needs.setdefault(place, []).append(_needs(site, member, units, heads))
+            else:
+                stays.setdefault(place, []).append(member.positions)
+    alone = np.zeros(end)
+    several: dict[tuple[int, ...], float] = {}
+    for place, pairs in needs.items():
+        found = np.unique(np.concatenate(pairs), axis=0)
+        found = found[~np.isin(found[:, 0], np.concatenate([np.empty(0, np.int64), *stays.get(place, ())]))]
+        _, inverse, users = np.unique(found[:, 0], return_inverse=True, return_counts=True)
+        single = users[inverse] == 1
+        np.add.at(alone, found[single, 1], widths[place])
+        shared: dict[int, list[int]] = {}
+        for position, who in found[~single].tolist():
+            shared.setdefault(position, []).append(who)
+        for users_of in shared.values():
+            several[tuple(users_of)] = several.get(tuple(users_of), 0.0) + widths[place]
+    unions = np.full((len(several), max((len(who) for who in several), default=0)), end, np.int64)
+    for row, who in zip(unions, several, strict=True):
+        row[: len(who)] = who
+    return alone, unions, np.array(list(several.values()), np.float64)
+
+
+def _needs(site: Site, member: Member, units: Mapping[Key, slice], heads: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Pairs (position on the parameter's axis, unit or head that needs what is there), [n, 2]."""
+    factors = {name for name, _ in member.factors}
+    for name in unit_axes(site):
+        own = np.arange(units[site.name, name].start, units[site.name, name].stop)
+        if member.has(name):
+            return _pairs(member.index(name), own[:, None])
+        if AXIS_FACTORS[name][-1] in factors:
+            inside = factor_index(member, AXIS_FACTORS[name][-1])
+            return _pairs(inside[:, :, None], own.reshape(site.heads, -1).T[:, None, :])
+    if "head" in factors:
+        return _pairs(factor_index(member, "head"), heads[:, None])
+    return _pairs(member.positions[:, None], heads[None, :])
+
+
+def _pairs(positions: npt.NDArray[np.int64], who: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    one, two = np.broadcast_arrays(positions, who)
+    return np.stack((one.ravel(), two.ravel()), 1)
 
 
 def _by_head(logits: Floats, spec: AxisSpec) -> Floats:
@@ -371,6 +472,11 @@ def _by_head(logits: Floats, spec: AxisSpec) -> Floats:
 def _mean(mask: Bools, rows: npt.NDArray[np.int64]) -> float:
     """Units a head that a mask has, over the living heads."""
     return float(mask[rows].sum()) / max(len(rows), 1)
+
+
+def _closest(lengths: Sequence[int], goal: float) -> int:
+    """The length that is nearest; of two, the longer."""
+    return min(lengths, key=lambda length: (abs(length - goal), -length))
 
 
 def _nearest(count: float, step: int, most: int) -> int:

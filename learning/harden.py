@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +38,14 @@ class Hardened:
     table: SiteTable
 
 
-def harden(space: GateSpace, logits: Tensor, keep: float, name: str, provenance: Mapping[str, JsonValue]) -> Hardened:
+def harden(
+    space: GateSpace,
+    logits: Tensor,
+    keep: float,
+    name: str,
+    provenance: Mapping[str, JsonValue],
+    finish: Callable[[Hard], Hard] | None = None,
+) -> Hardened:
     """Find the structure whose stored count is nearest to the budget.
 
     One offset is added to the logits of keeping (and of heads), and bisected; where nothing may be pruned, to those of sharing.
@@ -49,6 +56,7 @@ def harden(space: GateSpace, logits: Tensor, keep: float, name: str, provenance:
         keep: fraction of the whole model's parameters.
         name: the model's name.
         provenance: goes into the plan.
+        finish: what is done to a structure before it is counted.
 
     Raises:
         InarchError: no offset comes near the budget.
@@ -60,7 +68,8 @@ def harden(space: GateSpace, logits: Tensor, keep: float, name: str, provenance:
     best: Hardened | None = None
     for _ in range(24):
         middle = (low + high) / 2
-        found = as_plan(space, space.project(start + np.float32(middle) * sign * moved)[0], name, provenance)
+        hard = space.project(start + np.float32(middle) * sign * moved)[0]
+        found = as_plan(space, hard if finish is None else finish(hard), name, provenance)
         if best is None or abs(found.stored - target) < abs(best.stored - target):
             best = found
         if found.stored > target:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,10 +21,10 @@ from torch import Tensor
 
 from inarch.learning.config import StructureSettings
 from inarch.learning.models.mdetr_config import MdetrConfig
-from inarch.learning.models.registry import build
+from inarch.learning.models.registry import Config, build
 from inarch.learning.phases import WeightPhase
 from inarch.learning.rules import share_by_rule
-from inarch.learning.runs import Workshop, model_weights, replaced, train_structure
+from inarch.learning.runs import Workshop, load_weights, model_weights, replaced, train_structure, weights_of
 from inarch.learning.structured import Structured
 from inarch.learning.trainer import Progress, run
 from inarch.structure.errors import InarchError
@@ -134,21 +134,20 @@ def _train(
     """Further steps on grounding, as many and at the same rates as a structure is learned with."""
     course = shop.scenes.course("grounding")
     trainee = course.trainee(shop.build())
-    trainee.load_state_dict(dict(weights))
+    load_weights(trainee, weights)
+    trainee.to(place.device)
     module = trainee if plan is None else Structured(trainee, shop.table, plan, "model.")
     phase = WeightPhase("learning", module, course, shop.config.learning, place, shop.config.seed)
     run(phase, folder / "learning", main=place.is_main_process, progress=progress)
     if isinstance(module, Structured):
         module.write_back(trainee)
-    return {name: value.detach().cpu().contiguous() for name, value in trainee.state_dict().items()}
+    return weights_of(trainee)
 
 
 def _scratch(shop: Workshop, folder: Path, place: Accelerator, progress: Progress | None) -> Outcome:
     """A model of the compressed size, trained from random weights for as many steps as all others had together."""
     target = shop.config.structure.keep * shop.table.parameters
-    config = narrowed(shop.model, target)
-    smaller = replaced(shop, dense=shop.config.dense)
-    smaller = Workshop(smaller.config, config, shop.scenes, shop.table)
+    smaller = replace(shop, model=narrowed(shop.model, target))
     course = shop.scenes.course("grounding")
     trainee = course.trainee(smaller.build())
     steps = shop.config.dense.steps + shop.config.learning.steps
@@ -156,32 +155,46 @@ def _scratch(shop: Workshop, folder: Path, place: Accelerator, progress: Progres
     phase = WeightPhase("scratch", trainee, course, settings, place, shop.config.seed)
     run(phase, folder / "scratch", main=place.is_main_process, progress=progress)
     count = sum(p.numel() for p in trainee.get_submodule("model").parameters())
-    weights = {name: value.detach().cpu().contiguous() for name, value in trainee.state_dict().items()}
-    return Outcome(None, weights, count, count, smaller)
+    return Outcome(None, weights_of(trainee), count, count, smaller)
 
 
-def narrowed(config: MdetrConfig, target: float) -> MdetrConfig:
+def narrowed(config: Config, target: float) -> MdetrConfig:
     """The same architecture, narrower everywhere, with about so many parameters.
 
+    First the widths, all by one factor; then the FFNs alone, whose widths move in small steps.
+
     Raises:
-        InarchError: the vision backbone is no transformer.
+        InarchError: it is no MDETR of transformers.
     """
-    if config.vision.kind != "vit":
-        raise InarchError("only a model of transformers can be narrowed", where="scratch")
-    best: tuple[float, MdetrConfig] | None = None
-    step = config.heads * 4 // math.gcd(config.heads, 4)
-    for width in range(step, config.width + 1, step):
-        hidden = max(1, round(config.hidden * width / config.width))
-        sizes = {"width": width, "hidden": hidden}
-        smaller = config.model_copy(
-            update={
-                **sizes,
-                "vision": config.vision.model_copy(update=sizes),
-                "text": config.text.model_copy(update=sizes),
-            }
-        )
-        count = sum(p.numel() for p in build(smaller, device="meta").parameters())
-        if best is None or abs(count - target) < best[0]:
-            best = abs(count - target), smaller
-    assert best is not None
-    return best[1]
+    if not isinstance(config, MdetrConfig) or config.vision.kind != "vit":
+        raise InarchError("only an MDETR of transformers can be narrowed", where="scratch")
+    steps = config.width // math.gcd(config.width, math.lcm(config.heads, 4))
+    sizes = [_scaled(config, number / steps, number / steps) for number in range(1, steps + 1)]
+    apart = [abs(_size(one) - target) for one in sizes]
+    nearest = apart.index(min(apart))
+    wide = (nearest + 1) / steps
+    low, high = 0.0, 2 * wide
+    best = sizes[nearest]
+    for _ in range(12):
+        middle = (low + high) / 2
+        found = _scaled(config, wide, middle)
+        size = _size(found)
+        if abs(size - target) < abs(_size(best) - target):
+            best = found
+        low, high = (low, middle) if size > target else (middle, high)
+    return best
+
+
+def _scaled(config: MdetrConfig, width: float, hidden: float) -> MdetrConfig:
+    """A configuration with all widths and all FFNs scaled."""
+
+    def sizes(part: Any, multiple: int = 1) -> dict[str, int]:
+        step = math.lcm(part.heads, multiple)
+        return {"width": max(1, round(width * part.width / step)) * step, "hidden": max(1, round(hidden * part.hidden))}
+
+    parts = {name: part.model_copy(update=sizes(part)) for name, part in (("vision", config.vision), ("text", config.text))}
+    return config.model_copy(update={**sizes(config, 4), **parts})
+
+
+def _size(config: MdetrConfig) -> int:
+    return sum(parameter.numel() for parameter in build(config, device="meta").parameters())

@@ -19,13 +19,15 @@ Rows = dict[Key, Tensor]
 def budget(parameters: Tensor, target: float) -> Tensor:
     """``|log(P / (p P_total))|``: how far the parameter count is from what is wanted, on both sides.
 
-    That the count is an objective is published; the logarithm of the ratio, two-sided (one-sided, it overshoots by 5-15 %), is ours.
+    That the count is an objective is published; the logarithm of the ratio, two-sided (one-sided it overshoots by 5-15 %), is
+    ours.
 
     Args:
         parameters: P(m, s).
         target: p times the whole model's parameters.
     """
-    return (parameters / target).log().abs()
+    # The count is exact in double precision; the loss that it joins is a float.
+    return (parameters / target).log().abs().float()
 
 
 def effective_rows(space: GateSpace, units: UnitRows, gates: Gates, parameters: Mapping[str, Tensor]) -> tuple[Rows, Rows]:
@@ -42,8 +44,8 @@ def effective_rows(space: GateSpace, units: UnitRows, gates: Gates, parameters: 
         keep = kept[spec.units]
         mixed = own[key]
         if spec.base is not None:
-            mixed = torch.lerp(mixed, own[spec.base], gates.share[spec.units][:, None])
-        rows[key] = mixed * keep[:, None]
+            mixed = torch.lerp(mixed, own[spec.base], gates.share[spec.units].to(mixed)[:, None])
+        rows[key] = mixed * keep.to(mixed)[:, None]
         factors[key] = keep
     return rows, factors
 
@@ -51,9 +53,9 @@ def effective_rows(space: GateSpace, units: UnitRows, gates: Gates, parameters: 
 def alignment(space: GateSpace, units: UnitRows, hard: Hard, parameters: Mapping[str, Tensor]) -> Tensor:
     """The regulariser that aligns weights with the structure: group norms, averaged over all units.
 
-    ``mean_u |W_u - W_base|`` where a unit is shared, half of it pulling the reader and half the base, and ``mean_u |W_u|`` where it
-    is pruned. Published: that the differences between vectors to be shared are minimised with the rest; the group norm and the
-    two-sidedness are ours.
+    ``mean_u |W_u - W_base|`` where a unit is shared, half of it pulling the reader and half the base, and ``mean_u |W_u|`` where
+    it is pruned. Published: that the differences between vectors to be shared are minimised with the rest; the group norm and
+    the two-sidedness are ours.
     """
     total = next(iter(parameters.values())).new_zeros(())
     for key, spec in space.axes.items():
@@ -68,17 +70,18 @@ def alignment(space: GateSpace, units: UnitRows, hard: Hard, parameters: Mapping
 
 
 def _norm(rows: Tensor) -> Tensor:
-    """Sum of row lengths, with a gradient at zero."""
-    return (rows.square().sum(1) + 1e-12).sqrt().sum()
+    """Sum of row lengths; its gradient at a row of zeros is zero."""
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return lengths.sum()
 
 
 @torch.no_grad()
 def align(space: GateSpace, units: UnitRows, hard: Hard, parameters: Mapping[str, Tensor], fraction: float) -> None:
     """Move weights a fraction of the way to the structure, in place (ours).
 
-    Decoupled from the optimiser, as AdamW's weight decay is: a penalty's gradient is rescaled by Adam until it does nothing. Units
-    that are shared go to the mean of the base's unit and those of all its readers, pruned units and their biases to zero. With a
-    fraction of ``1 / steps left`` each step the way is a straight line; with 1 the structure holds exactly.
+    Decoupled from the optimiser, as AdamW's weight decay is: a penalty's gradient is rescaled by Adam until it does nothing.
+    Units that are shared go to the mean of the base's unit and those of all its readers, pruned units and their biases to zero.
+    With a fraction of ``1 / steps left`` each step the way is a straight line; with 1 the structure holds exactly.
     """
     rows: Rows = {key: units.read(key, parameters) for key in space.axes}
     target = {key: own.clone() for key, own in rows.items()}
@@ -97,7 +100,4 @@ def align(space: GateSpace, units: UnitRows, hard: Hard, parameters: Mapping[str
         goal = target[key] * kept[:, None]
         # lerp with 1 is exact, so that the last step leaves nothing behind.
         units.store(key, torch.lerp(rows[key], goal, fraction), parameters)
-        for slot in units.biases[key]:
-            bias = parameters[slot.param]
-            part = bias[slot.index]
-            bias[slot.index] = torch.lerp(part, part * kept[:, None], fraction)
+        units.fade(key, kept, fraction, parameters)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from inarch.learning.config import Optimisation, StructureSettings
+from inarch.learning.fill import fill, permute
 from inarch.learning.gates import GateSpace, Hard
 from inarch.learning.harden import Hardened, as_plan, harden
 from inarch.learning.hypernetwork import Hypernetwork
@@ -30,6 +33,7 @@ class _Weights:
 
     def __init__(self, module: nn.Module, course: Course, settings: Optimisation, place: Accelerator, seed: int) -> None:
         self.raw, self.course, self.settings, self.place, self.seed = module, course, settings, place, seed
+        module.to(place.device)
         trained = [p for p in module.parameters() if p.requires_grad]
         made = torch.optim.AdamW(trained, lr=settings.rate, betas=BETAS, weight_decay=settings.decay, fused=True)
         self.module, self.optimiser = place.prepare(module, made)
@@ -47,19 +51,22 @@ class _Weights:
             group["lr"] = rate_at(self.settings, number)
         self.optimiser.zero_grad()
         self.place.backward(loss)
-        self.place.clip_grad_norm_(self.module.parameters(), self.settings.clip)
+        norm = float(self.place.clip_grad_norm_(self.module.parameters(), self.settings.clip))
         self.optimiser.step()
         with torch.no_grad():
             for name, parameter in self.raw.named_parameters() if self.average else ():
                 self.average[name].lerp_(parameter, 1 - self.settings.average)
-        return {"loss": float(loss.detach())} | {name: float(value.detach()) for name, value in losses.items()}
+        values = {"loss": float(loss.detach())} | {name: float(value.detach()) for name, value in losses.items()}
+        # A scaler leaves steps with infinite gradients out; without one, they are the end of the weights.
+        return values | ({"gradient": norm} if self.place.scaler is None or math.isfinite(norm) else {})
 
     def state(self) -> dict[str, Any]:
         return {
             "module": self.raw.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": self.average,
-            "random": torch.get_rng_state(),
+            "random": _generators(),
+            "scaler": self.place.scaler.state_dict() if self.place.scaler is not None else {},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -67,13 +74,22 @@ class _Weights:
         self.optimiser.load_state_dict(state["optimiser"])
         for name, value in state["average"].items():
             self.average[name].copy_(value)
-        torch.set_rng_state(state["random"])
+        if self.place.scaler is not None:
+            self.place.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["random"][0])
+        if torch.cuda.is_available() and len(state["random"]) > 1:
+            torch.cuda.set_rng_state(state["random"][1])
 
     @torch.no_grad()
     def finish(self) -> None:
         """Put the averaged weights in place, where they are what is kept."""
         for name, parameter in self.raw.named_parameters() if self.average else ():
             parameter.copy_(self.average[name])
+
+
+def _generators() -> list[Tensor]:
+    """What torch's generators, on which dropout depends, stand at."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
 
 
 class WeightPhase:
@@ -86,7 +102,6 @@ class WeightPhase:
         settings: how.
         place: processes and device.
         seed: of the batches.
-        teacher: gives further losses for a batch (distillation), or None.
     """
 
     def __init__(
@@ -121,8 +136,7 @@ class StructureModule(nn.Module):
         trainee: a module with the model under ``model``.
         space: the gates.
         units: the model's units.
-        settings: how.
-        target: parameters that the model is to have.
+        settings: how, and how many parameters are to be kept.
     """
 
     def __init__(
@@ -198,24 +212,44 @@ class LearnPhase:
             model,
         )
         torch.manual_seed(seed)
+        trainee.to(place.device)  # before anything remembers where its parameters are
         self.units = UnitRows(space.table, trainee.get_submodule("model"))
         space.to(place.device)
-        start = space.offsets(structure.keep_offset, structure.share_offset, structure.head_offset)
+        # Where sharing comes with the filling, the gates of sharing stay shut.
+        share = structure.share_offset if structure.fill == "none" else _SHUT
+        start = space.offsets(structure.keep_offset, share, structure.head_offset)
         self.hypernetwork = Hypernetwork(space, start, kind=structure.generator, seed=seed)
         self._weights = _Weights(trainee, course, settings, place, seed)
         made = torch.optim.Adam(self.hypernetwork.parameters(), lr=structure.rate)
         self._raw = StructureModule(self.hypernetwork, trainee, space, self.units, structure)
         self._structure, self._optimiser = place.prepare(self._raw, made)
         self._hard: Hard | None = None
-        self._freeze, self._arrive = (round(part * settings.steps) for part in (structure.freeze, structure.arrive))
+        parts = (structure.gather, structure.freeze, structure.arrive)
+        self._gather, self._freeze, self._arrive = (round(part * settings.steps) for part in parts)
+        # The last step is the weights' in any case, on a frozen structure.
+        self._freeze = min(self._freeze, settings.steps - 1)
 
     def step(self, number: int) -> dict[str, float]:
         """A step of the weights or of the hypernetwork."""
-        if number < self._freeze and number % 2:
+        if self._gather <= number < self._freeze and number % 2:
             return self._structure_step(number)
         if number >= self._freeze and self._hard is None:
-            self._hard = self.harden().hard
+            self._freeze_gates()
         return self._weight_step(number)
+
+    def _freeze_gates(self) -> None:
+        """Harden at the budget; where slots are filled, bring units to the places that the structure is meant for."""
+        pruned = self.harden(finished=False).hard
+        filled, orders = fill(self.space, pruned, _FILLED[self.structure.fill])
+        moments = [self._moments(name) for name in ("exp_avg", "exp_avg_sq")]
+        average = {key.removeprefix("model."): value for key, value in self._weights.average.items()}
+        permute(self.units, orders, [self._parameters(), *moments, average] if average else [self._parameters(), *moments])
+        self._hard = filled if orders else pruned
+
+    def _moments(self, name: str) -> dict[str, Tensor]:
+        """One of the weights' optimiser's moments, by parameter; empty before its first step."""
+        state = self._weights.optimiser.state
+        return {key: state[p][name] for key, p in self._parameters().items() if name in state.get(p, {})}
 
     def _weight_step(self, number: int) -> dict[str, float]:
         self._weights.module.train()
@@ -225,6 +259,10 @@ class LearnPhase:
         if weight and self._hard is None and self._raw.last.keep:
             losses["alignment"] = weight * alignment(self.space, self.units, self._raw.last, parameters)
         values = self._weights.descend(losses, number)
+        if number + 1 == self.settings.steps:
+            self._weights.finish()
+        if self._gather and self._hard is None:
+            align(self.space, self.units, self.space.all_shared(), parameters, 1 / max(self._gather - number, 1))
         fraction = self._fraction(number)
         hard = self._hard or self._raw.last
         if fraction and hard.keep:
@@ -257,18 +295,38 @@ class LearnPhase:
         values = {"structure_loss": float(loss.detach()), "budget": float(losses["budget"].detach()), "kept": kept}
         return values | shares_of(self.space, self._raw.last)
 
+    @property
+    def trainee(self) -> nn.Module:
+        """What is trained, with the model under ``model``."""
+        return self._weights.raw
+
     @torch.no_grad()
     def logits(self) -> Tensor:
         """What the hypernetwork says now, [L]."""
         made: Tensor = self.hypernetwork()
         return made
 
-    def harden(self) -> Hardened:
-        """The structure at exactly the budget, as it was frozen or, before that, as it would be now."""
+    def harden(self, *, finished: bool = True) -> Hardened:
+        """The structure at exactly the budget, as it was frozen or, before that, as it would be now.
+
+        Args:
+            finished: with its slots filled; without, as pruning leaves it, but counted as if filled.
+        """
         provenance: dict[str, JsonValue] = {"learned": self.structure.model_dump(mode="json"), "seed": self.seed}
         if self._hard is not None:
             return as_plan(self.space, self._hard, self.model, provenance)
-        return harden(self.space, self.logits(), self.structure.keep, self.model, provenance)
+        axes = _FILLED[self.structure.fill]
+        found: list[Hard] = []
+
+        def finish(hard: Hard) -> Hard:
+            found.append(hard)
+            return fill(self.space, hard, axes)[0] if axes else hard
+
+        done = harden(self.space, self.logits(), self.structure.keep, self.model, provenance, finish)
+        if finished or not axes:
+            return done
+        bare = next(hard for hard in found if _same(fill(self.space, hard, axes)[0], done.hard))
+        return replace(done, hard=bare)
 
     def state(self) -> dict[str, Any]:
         """Weights, hypernetwork, both optimisers, and the gates."""
@@ -291,6 +349,15 @@ class LearnPhase:
             return None
         keep, share = ({key: flat[spec.units].numpy() > 0 for key, spec in self.space.axes.items()} for flat in masks)
         return Hard(keep, share)
+
+
+_SHUT = 1e4
+_FILLED: Mapping[str, tuple[str, ...]] = {"none": (), "ffn": ("hidden",), "all": ("hidden", "qk", "vo", "vo2")}
+
+
+def _same(one: Hard, other: Hard) -> bool:
+    """Whether two structures are equal."""
+    return all((one.keep[key] == other.keep[key]).all() and (one.share[key] == other.share[key]).all() for key in one.keep)
 
 
 def _logistic(count: int, seed: list[int]) -> Tensor:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import onnx_ir
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,17 +26,18 @@ from inarch.learning.harden import Hardened
 from inarch.learning.matching import match
 from inarch.learning.models.examples import run_eager
 from inarch.learning.models.export import export_model
-from inarch.learning.models.mdetr import Mdetr
+from inarch.learning.models.glip import Glip
 from inarch.learning.models.mdetr_config import MdetrConfig
-from inarch.learning.models.registry import build, preset
+from inarch.learning.models.registry import Config, build, preset
+from inarch.learning.models.registry import Model as Network
 from inarch.learning.phases import LearnPhase, WeightPhase
 from inarch.learning.structured import Structured
 from inarch.learning.tasks.courses import Scenes, ScenesSettings
-from inarch.learning.tasks.scenes.task import ScenesTask
-from inarch.learning.tasks.scenes.texts import Kind
+from inarch.learning.tasks.glip_trainee import start_boxes
+from inarch.learning.tasks.scenes.detection import Aim
 from inarch.learning.trainer import CHECKPOINT, Progress, accelerator, run
 from inarch.learning.unit_rows import UnitRows
-from inarch.runtime.accuracy import Arrays, Evaluation, Model, evaluate
+from inarch.runtime.accuracy import Arrays, Evaluation, Model, Task, evaluate
 from inarch.structure.errors import InarchError
 from inarch.structure.lowering import lower
 from inarch.structure.plan import Plan, load_plan, save_plan
@@ -57,16 +59,21 @@ class Workshop:
     """
 
     config: LearnConfig
-    model: MdetrConfig
+    model: Config
     scenes: Scenes
     table: SiteTable
 
-    def build(self, weights: Mapping[str, Tensor] | None = None) -> Mdetr:
-        """The model, with these weights, or with random ones of the run's seed."""
+    def build(self, weights: Mapping[str, Tensor] | None = None) -> Network:
+        """The model, with these weights, or with random ones of the run's seed.
+
+        Raises:
+            InarchError: the weights are another model's.
+        """
         made = build(self.model, seed=self.config.seed)
-        assert isinstance(made, Mdetr)
         if weights is not None:
-            made.load_state_dict(dict(weights))
+            load_weights(made, weights)
+        elif isinstance(made, Glip):
+            start_boxes(made, self.config.data.side)
         return made
 
 
@@ -77,17 +84,28 @@ def workshop(config: LearnConfig) -> Workshop:
         InarchError: there is no such preset, or it does not fit the task.
     """
     chosen = preset(config.model)
-    if not isinstance(chosen, MdetrConfig):
-        raise InarchError("scenes train the MDETR presets", where="model", hint="mdetr-tiny")
-    scenes = Scenes(_settings(config.data, chosen))
+    scenes = scenes_of(_settings(config.data, chosen))
     fitted = scenes.fitted(chosen)
-    bare = build(fitted, seed=0)
-    return Workshop(config, fitted, scenes, discover_canonical(export_model(bare)).table)
+    return Workshop(config, fitted, scenes, sites_of(fitted))
 
 
-def _settings(data: DataSettings, model: MdetrConfig) -> ScenesSettings:
+@lru_cache(maxsize=4)
+def sites_of(config: Config) -> SiteTable:
+    """The sites of a model of this configuration, found by exporting it once."""
+    return discover_canonical(export_model(build(config, seed=0))).table
+
+
+@lru_cache(maxsize=2)
+def scenes_of(settings: ScenesSettings) -> Scenes:
+    """Generated scenes; stages of one process share them."""
+    return Scenes(settings)
+
+
+def _settings(data: DataSettings, model: Config) -> ScenesSettings:
     values = data.model_dump(exclude={"task"})
-    return ScenesSettings(**values, grid=-(-data.side // model.vision.stride))
+    if isinstance(model, MdetrConfig):
+        return ScenesSettings(**values, grid=-(-data.side // model.vision.stride))
+    return ScenesSettings(**values, levels=model.levels)
 
 
 def as_model(model: nn.Module) -> Model:
@@ -102,16 +120,16 @@ def as_model(model: nn.Module) -> Model:
 def train_dense(shop: Workshop, folder: Path, place: Accelerator, progress: Progress | None = None) -> dict[str, Tensor]:
     """Dense pre-training on grounding; returns the trainee's weights, auxiliary heads included, and keeps them in the folder."""
     done = folder / DENSE
+    if done.exists():
+        return read_weights(done)
     course = shop.scenes.course("grounding")
     trainee = course.trainee(shop.build())
-    if done.exists():
-        return load_file(done)
     if shop.config.weights is not None:
-        trainee.load_state_dict(_read_weights(Path(shop.config.weights)))
+        load_weights(trainee, read_weights(Path(shop.config.weights)), shop.config.weights)
     else:
         phase = WeightPhase("dense", trainee, course, shop.config.dense, place, shop.config.seed)
         run(phase, folder / "dense", main=place.is_main_process, progress=progress)
-    state = {name: value.detach().cpu().contiguous() for name, value in trainee.state_dict().items()}
+    state = weights_of(trainee)
     if place.is_main_process:
         _keep(state, done)
         (folder / "dense" / CHECKPOINT).unlink(missing_ok=True)
@@ -125,6 +143,20 @@ def gate_space(shop: Workshop) -> GateSpace:
     return GateSpace(shop.table, families(shop.table, structure.sharing, structure.block), prune=structure.prune)
 
 
+def learn_phase(shop: Workshop, weights: Mapping[str, Tensor] | None = None, place: Accelerator | None = None) -> LearnPhase:
+    """The phase in which a structure is learned on grounding, from dense weights, or from random ones."""
+    course = shop.scenes.course("grounding")
+    trainee = course.trainee(shop.build())
+    if weights is not None:
+        load_weights(trainee, weights)
+    space, config = gate_space(shop), shop.config
+    if config.structure.matching:
+        model = trainee.get_submodule("model")
+        match(space.families, UnitRows(shop.table, model), dict(model.named_parameters()))
+    where = place or accelerator(config.precision, "cpu")
+    return LearnPhase(trainee, course, config.learning, config.structure, space, where, config.seed, config.model)
+
+
 def train_structure(
     shop: Workshop, weights: Mapping[str, Tensor], folder: Path, place: Accelerator, progress: Progress | None = None
 ) -> tuple[Hardened, dict[str, Tensor]]:
@@ -133,18 +165,9 @@ def train_structure(
     Returns:
         The structure with its plan, and the trainee's weights, which hold to it.
     """
-    course = shop.scenes.course("grounding")
-    trainee = course.trainee(shop.build())
-    trainee.load_state_dict(dict(weights))
-    space = gate_space(shop)
-    if shop.config.structure.matching:
-        model = trainee.get_submodule("model")
-        match(space.families, UnitRows(shop.table, model), dict(model.named_parameters()))
-    phase = LearnPhase(
-        trainee, course, shop.config.learning, shop.config.structure, space, place, shop.config.seed, shop.config.model
-    )
+    phase = learn_phase(shop, weights, place)
     run(phase, folder / "learning", main=place.is_main_process, progress=progress)
-    return phase.harden(), {name: value.detach().cpu().contiguous() for name, value in trainee.state_dict().items()}
+    return phase.harden(), weights_of(phase.trainee)
 
 
 def learn(config: LearnConfig, folder: Path, *, device: str | None = None, progress: Progress | None = None) -> Hardened:
@@ -156,8 +179,10 @@ def learn(config: LearnConfig, folder: Path, *, device: str | None = None, progr
         InarchError: the folder holds a run with another configuration, or training fails.
     """
     place = accelerator(config.precision, device)
-    _claim(config, folder, place)
-    shop = workshop(config)
+    document = config.model_dump(mode="json")
+    _refuse_another(document, folder)
+    shop = workshop(config)  # what cannot be set up leaves no folder behind
+    _claim(document, folder, place)
     dense = train_dense(shop, folder, place, progress)
     hardened, weights = train_structure(shop, dense, folder, place, progress)
     if place.is_main_process:
@@ -180,22 +205,24 @@ def tune(
     The folder gets ``config.json``, ``weights.safetensors`` (in the dense layout) and ``evaluation.json``.
 
     Raises:
-        InarchError: the run is not complete, or training fails.
+        InarchError: the run is not complete, the folder holds another tuning, or training fails.
     """
     learned = read_run(run_folder)
-    shop = workshop(learned)
     place = accelerator(config.precision, device)
+    document = config.model_dump(mode="json") | {"dense": dense}
+    _refuse_another(document, folder)
+    source = read_weights(run_folder / (DENSE if dense else WEIGHTS))
     plan = None if dense else load_plan(run_folder / PLAN)
-    source = run_folder / (DENSE if dense else WEIGHTS)
-    teacher = load_file(run_folder / DENSE) if config.distil and not dense else None
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    weights = tune_weights(shop, load_file(source), plan, config, folder, place, teacher, progress)
+    teacher = read_weights(run_folder / DENSE) if config.distil and not dense else None
+    shop = workshop(learned)
+    shop.scenes.course(config.kind)
+    _claim(document, folder, place)
+    weights = tune_weights(shop, source, plan, config, folder, place, teacher, progress)
+    judged = judge(shop, weights, config.kind)
     if place.is_main_process:
         _keep(weights, folder / WEIGHTS)
-    judged = judge(shop, weights, config.kind)
-    summary = {"task": judged.task, "headline": judged.headline, "overall": dict(judged.overall)}
-    (folder / "evaluation.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        summary = {"task": judged.task, "headline": judged.headline, "overall": dict(judged.overall)}
+        (folder / "evaluation.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return judged
 
 
@@ -226,12 +253,13 @@ def tune_weights(
     """
     course = shop.scenes.course(config.kind)
     trainee = course.trainee(shop.build())
-    trainee.load_state_dict(dict(weights))
+    load_weights(trainee, weights)
+    trainee.to(place.device)  # before a structure or a teacher is put beside it
     module: nn.Module = trainee
     if teacher is not None and config.distil:
         wise = course.trainee(shop.build())
-        wise.load_state_dict(dict(teacher))
-        module = Distilled(trainee, wise, config.distil)
+        load_weights(wise, teacher)
+        module = Distilled(trainee, wise.to(place.device), config.distil)
     structured = None
     prefix = "model." if module is trainee else "student.model."
     if plan is not None:
@@ -239,11 +267,11 @@ def tune_weights(
     phase = WeightPhase(f"tune-{config.kind}", module, course, config.optimisation, place, config.seed)
     run(phase, folder, main=place.is_main_process, progress=progress)
     if structured is not None:
-        dense = {name.removeprefix("student."): value.detach() for name, value in structured.dense().items()}
-        result = copy.copy(trainee.state_dict()) | {name: dense[name] for name in dict(trainee.named_parameters())}
-    else:
-        result = trainee.state_dict()
-    return {name: value.detach().cpu().contiguous().clone() for name, value in result.items()}
+        with torch.no_grad():
+            dense = {name.removeprefix("student."): value for name, value in structured.dense().items()}
+            for name, parameter in trainee.named_parameters():
+                parameter.copy_(dense[name])
+    return weights_of(trainee)
 
 
 def model_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -272,26 +300,24 @@ def export_tuned(run_folder: Path, folder: Path) -> onnx_ir.Model:
         InarchError: the run or the weights are missing.
     """
     shop = workshop(read_run(run_folder))
-    return export_model(shop.build(model_weights(_read_weights(folder / WEIGHTS))))
+    return export_model(shop.build(model_weights(read_weights(folder / WEIGHTS))))
 
 
-def task_of(config: LearnConfig, kind: Kind, split: str = "test") -> ScenesTask:
+def task_of(config: LearnConfig, kind: Aim, split: str = "test") -> Task:
     """A run's held-out samples, without its model."""
-    chosen = preset(config.model)
-    assert isinstance(chosen, MdetrConfig)
-    return Scenes(_settings(config.data, chosen)).task(kind, split)
+    return scenes_of(_settings(config.data, preset(config.model))).task(kind, split)
 
 
 def structured_model(run_folder: Path, folder: Path) -> Model:
     """A tuned model under its run's plan, its parameters tied and small, from arrays to arrays."""
     shop = workshop(read_run(run_folder))
-    model = shop.build(model_weights(_read_weights(folder / WEIGHTS))).eval()
+    model = shop.build(model_weights(read_weights(folder / WEIGHTS))).eval()
     structured = Structured(model, shop.table, load_plan(run_folder / PLAN)).eval()
     return as_model(structured)
 
 
 def judge(
-    shop: Workshop, weights: Mapping[str, Tensor], kind: Kind, *, limit: int | None = None, split: str = "test"
+    shop: Workshop, weights: Mapping[str, Tensor], kind: Aim, *, limit: int | None = None, split: str = "test"
 ) -> Evaluation:
     """A trainee's weights on held-out samples."""
     return evaluate(as_model(shop.build(model_weights(weights)).eval()), shop.scenes.task(kind, split), limit=limit)
@@ -311,28 +337,70 @@ def read_run(folder: Path) -> LearnConfig:
     return read_config(path)
 
 
-def _claim(config: LearnConfig, folder: Path, place: Accelerator) -> None:
-    """Take a folder for a run, or go on with the same run in it."""
+def _refuse_another(document: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a folder that holds something with another configuration."""
     path = folder / CONFIG
-    if path.exists() and read_run(folder) != config:
-        raise InarchError("another run is here", where=str(folder), hint="--resume goes on with it; or another --out")
+    try:
+        there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else document
+    except (OSError, ValueError) as error:
+        raise InarchError(f"cannot be read: {error}", where=str(path)) from None
+    if there != document:
+        names = [name for name in document if not isinstance(there, dict) or there.get(name) != document[name]]
+        raise InarchError(
+            f"another run is here, with another {', '.join(names) or 'version'}",
+            where=str(folder),
+            hint="go on with that one (inarch learn --resume), or take another folder",
+        )
+
+
+def _claim(document: Mapping[str, Any], folder: Path, place: Accelerator) -> None:
+    """Take a folder for a run, or go on with the same run in it."""
     if place.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        part = folder / f"{CONFIG}.part"
+        part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        os.replace(part, folder / CONFIG)
     place.wait_for_everyone()
 
 
 def _keep(state: Mapping[str, Tensor], path: Path) -> None:
     """Write weights; the file is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     save_file(dict(state), part)
     os.replace(part, path)
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """A module's weights, on the CPU and its own no longer."""
+    return {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str = "weights") -> None:
+    """Give a module weights.
+
+    Raises:
+        InarchError: names or shapes are others.
+    """
+    try:
+        module.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        reason = (lines[1] if len(lines) > 1 else lines[0]).strip()
+        raise InarchError(f"these are another model's: {reason[:200]}", where=source) from None
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Weights from a file.
+
+    Raises:
+        InarchError: it cannot be read, or is not there: the run that makes it is not complete.
+    """
+    if not path.exists():
+        raise InarchError("is not there", where=str(path), hint="a run that was stopped goes on with inarch learn --resume")
     try:
         return load_file(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InarchError(f"cannot be read: {error}", where=str(path)) from None
 
 

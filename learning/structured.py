@@ -21,8 +21,8 @@ from torch.func import functional_call
 from inarch.learning.unit_rows import Key, UnitRows
 from inarch.structure.demand import AxisDemand, Demand, demand_of, wanted_positions
 from inarch.structure.errors import LoweringError
-from inarch.structure.planners.weights import tied_sites
 from inarch.structure.plan import Plan
+from inarch.structure.planners.weights import tied_sites
 from inarch.structure.resolve import resolve
 from inarch.structure.sites import SiteTable
 
@@ -31,14 +31,16 @@ class Structured(nn.Module):
     """A module under a plan.
 
     Args:
-        module: any module; it is not changed, and serves as the skeleton of the forward pass.
+        module: any module; it is not changed but for its mode, and serves as the skeleton of the forward pass. It stays on the
+            device that it is on.
         table: the sites of the model in it.
         plan: the plan.
         prefix: where the model stands in the module: ``model.`` for one wrapped with its losses.
 
     Raises:
         PlanError, BindingError: the plan is not for this model.
-        LoweringError: the plan changes sites with tied weights, which learning leaves alone, or a parameter is cut along two axes.
+        LoweringError: the plan changes sites with tied weights, which learning leaves alone, or a parameter is cut along two
+            axes.
     """
 
     def __init__(self, module: nn.Module, table: SiteTable, plan: Plan, prefix: str = "") -> None:
@@ -54,12 +56,13 @@ class Structured(nn.Module):
         sites = [number for number, site in enumerate(table.sites) if site.name not in tied_sites(table)]
         self.rows, self.slices, self.rest = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
         self._axes: dict[str, list[_Axis]] = {}
+        device = next(iter(parameters.values())).device
         for name, axis in demand.axes.items():
-            self._axes[name] = _axes(demand, axis, sites)
+            self._axes[name] = _axes(demand, axis, sites, device)
             for one in self._axes[name]:
                 rows = self._units.read((one.site, name), parameters)[one.used]
                 self.rows[_spelled(f"{one.site}/{name}")] = nn.Parameter(rows.clone())
-        self._cuts = _cuts(demand, sites)
+        self._cuts = _cuts(demand, sites, device)
         for cut in self._cuts:
             kept = parameters[cut.param].index_select(cut.axis, cut.kept)
             self.slices[_spelled(cut.param)] = nn.Parameter(kept.clone())
@@ -68,6 +71,11 @@ class Structured(nn.Module):
             if name not in inside:
                 self.rest[_spelled(name)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
         self._shapes = {cut.param: parameters[cut.param].shape for cut in self._cuts}
+
+    def train(self, mode: bool = True) -> Structured:
+        """As of any module; the skeleton is in the same mode, since it is what runs."""
+        self._skeleton[0].train(mode)
+        return super().train(mode)
 
     def dense(self) -> dict[str, Tensor]:
         """The module's parameters in the dense layout, by name: put together from the stored ones, differentiable."""
@@ -120,7 +128,7 @@ class _Axis:
     source: Tensor
 
 
-def _axes(demand: Demand, axis: AxisDemand, sites: Sequence[int]) -> list[_Axis]:
+def _axes(demand: Demand, axis: AxisDemand, sites: Sequence[int], device: torch.device) -> list[_Axis]:
     mine = [number for number in axis.sites if number in sites]
     stored = np.zeros(len(axis.owner), np.bool_)
     for number in mine:
@@ -132,7 +140,7 @@ def _axes(demand: Demand, axis: AxisDemand, sites: Sequence[int]) -> list[_Axis]
         start, want = axis.offset[number], axis.want[number]
         used, units = np.flatnonzero(stored[start : start + len(want)]), np.flatnonzero(want)
         found = (used, units, place[axis.root[number][units]])
-        result.append(_Axis(demand.table.sites[number].name, len(want), *(torch.from_numpy(x) for x in found)))
+        result.append(_Axis(demand.table.sites[number].name, len(want), *(torch.from_numpy(x).to(device) for x in found)))
     return result
 
 
@@ -146,7 +154,7 @@ class _Cut:
     kept: Tensor
 
 
-def _cuts(demand: Demand, sites: Sequence[int]) -> list[_Cut]:
+def _cuts(demand: Demand, sites: Sequence[int], device: torch.device) -> list[_Cut]:
     """The sites' parameters, and what of each is stored outside the rows.
 
     Raises:
@@ -163,7 +171,7 @@ def _cuts(demand: Demand, sites: Sequence[int]) -> list[_Cut]:
             mask[member.positions] = False
             if not member.is_matrix:
                 mask[wanted_positions(demand, number, member)] = True
-    return [_Cut(param, axes[param], torch.from_numpy(np.flatnonzero(mask))) for param, mask in kept.items()]
+    return [_Cut(param, axes[param], torch.from_numpy(np.flatnonzero(mask)).to(device)) for param, mask in kept.items()]
 
 
 def _refuse_ties(demand: Demand) -> None:

@@ -10,6 +10,7 @@ import csv
 import importlib.util
 import math
 import os
+import pickle
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from inarch.learning.config import Optimisation
@@ -52,9 +54,27 @@ class Phase(Protocol):
 
 
 def accelerator(precision: str = "no", device: str | None = None) -> Accelerator:
-    """What modules are prepared with; ``device`` ``cpu`` keeps it off GPUs."""
+    """What modules are prepared with.
+
+    Args:
+        precision: ``no``, ``bf16`` or ``fp16``.
+        device: ``cpu`` keeps it off GPUs, ``cuda`` wants one; None takes one where there is one.
+
+    Raises:
+        InarchError: there is no such device, or it does not know the precision.
+    """
+    if device not in (None, "cpu", "cuda"):
+        raise InarchError(f"there is no device {device!r}", where="--device", hint="cpu, or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InarchError("torch sees no GPU", where="--device", hint="cpu")
+    if AcceleratorState._shared_state:
+        # accelerate keeps one state a process, and refuses another precision or device; a second run may want one.
+        AcceleratorState._reset_state(not torch.distributed.is_initialized())
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # heads of tasks that a phase does not train
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[unused])
+    try:
+        return Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[unused])
+    except ValueError as error:
+        raise InarchError(str(error), where="--precision", hint="no, bf16; fp16 on a GPU") from None
 
 
 def rate_at(settings: Optimisation, number: int) -> float:
@@ -83,9 +103,11 @@ def run(phase: Phase, folder: Path, *, main: bool = True, progress: Progress | N
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings = phase.settings
-    start = _resume(phase, folder)
-    log = _Log(folder / LOG, start) if main else None
+    start, pending = _resume(phase, folder)
     end = settings.steps if stop is None else min(stop, settings.steps)
+    if start >= end:
+        return start >= settings.steps
+    log = _Log(folder / LOG, start, pending) if main else None
     for number in range(start, end):
         values = phase.step(number)
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
@@ -95,11 +117,11 @@ def run(phase: Phase, folder: Path, *, main: bool = True, progress: Progress | N
                 where=phase.name,
                 hint="a lower rate; the last checkpoint is as it was",
             )
-        kept = (number + 1) % settings.interval == 0 or number + 1 == end
         if log is not None:
-            log.write(number, values, last=kept)
-        if main and kept:
-            _save(folder / CHECKPOINT, {"phase": phase.name, "step": number + 1, "state": phase.state()})
+            log.write(number, values, last=number + 1 == settings.steps)
+            if (number + 1) % settings.interval == 0 or number + 1 == end:
+                state = {"phase": phase.name, "step": number + 1, "state": phase.state(), "log": log.pending()}
+                _save(folder / CHECKPOINT, state)
         if progress is not None:
             progress(phase.name, number + 1, settings.steps)
     if log is not None:
@@ -107,16 +129,26 @@ def run(phase: Phase, folder: Path, *, main: bool = True, progress: Progress | N
     return end == settings.steps
 
 
-def _resume(phase: Phase, folder: Path) -> int:
-    """The step to go on with."""
+def _resume(phase: Phase, folder: Path) -> tuple[int, dict[str, list[float]]]:
+    """The step to go on with, and the values of the steps before it that are not in the log yet."""
     path = folder / CHECKPOINT
     if not path.exists():
-        return 0
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    if saved["phase"] != phase.name:
-        raise InarchError(f"the checkpoint is of {saved['phase']!r}, not {phase.name!r}", where=str(path))
-    phase.restore(saved["state"])
-    return int(saved["step"])
+        return 0, {}
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        name, step, state, pending = saved["phase"], saved["step"], saved["state"], saved["log"]
+    except (OSError, RuntimeError, LookupError, TypeError, pickle.UnpicklingError) as error:
+        raise InarchError(
+            f"no checkpoint can be read: {error}", where=str(path), hint="without it the phase begins anew"
+        ) from None
+    if name != phase.name:
+        raise InarchError(f"the checkpoint is of {name!r}, not {phase.name!r}", where=str(path))
+    try:
+        phase.restore(state)
+    except (RuntimeError, LookupError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InarchError(f"the checkpoint is of another model: {reason}", where=str(path)) from None
+    return int(step), pending
 
 
 def _save(path: Path, content: Mapping[str, Any]) -> None:
@@ -130,21 +162,29 @@ class _Log:
     """``step,name,value``: means over the last :data:`EVERY` steps, in a CSV file and for TensorBoard where that is installed.
 
     Rows of steps that a resumed run carries out again are dropped first.
+
+    Args:
+        path: the file.
+        start: the step that the run begins with.
+        pending: values of earlier steps of which no row was written yet.
     """
 
-    def __init__(self, path: Path, start: int) -> None:
+    def __init__(self, path: Path, start: int, pending: Mapping[str, list[float]]) -> None:
         kept: list[list[str]] = []
         if path.exists() and start:
             with path.open(newline="", encoding="utf-8") as file:
                 kept = [row for row in list(csv.reader(file))[1:] if len(row) == 3 and int(row[0]) <= start]
-        self._file = path.open("w", newline="", encoding="utf-8")
+        part = path.with_suffix(".part")
+        with part.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["step", "name", "value"], *kept])
+        os.replace(part, path)  # a run that is killed right here has its log still
+        self._file = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.writer(self._file)
-        self._writer.writerows([["step", "name", "value"], *kept])
-        self._sums: dict[str, list[float]] = {}
+        self._sums: dict[str, list[float]] = {name: list(values) for name, values in pending.items()}
         self._board = _board(path.parent / "tensorboard", start)
 
     def write(self, number: int, values: Mapping[str, float], *, last: bool) -> None:
-        """Add a step; ``last`` before a checkpoint, so that nothing is pending when a run resumes."""
+        """Add a step; ``last`` where no other follows."""
         for name, value in values.items():
             self._sums.setdefault(name, []).append(value)
         if (number + 1) % EVERY and not last:
@@ -155,8 +195,11 @@ class _Log:
             if self._board is not None:
                 self._board.add_scalar(name, mean, number + 1)
         self._sums.clear()
-        if last:
-            self._file.flush()
+
+    def pending(self) -> dict[str, list[float]]:
+        """What is not written yet, for a checkpoint; what is written is on its way to the disk."""
+        self._file.flush()
+        return {name: list(values) for name, values in self._sums.items()}
 
     def close(self) -> None:
         """Bring it to the disk."""
@@ -188,7 +231,7 @@ def read_log(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     except OSError as error:
         raise InarchError(f"cannot be read: {error.strerror}", where=str(path)) from None
     found: dict[str, tuple[list[int], list[float]]] = {}
-    for step, name, value in rows:
+    for step, name, value in (row for row in rows if len(row) == 3):  # a killed run's last row may be cut off
         steps, values = found.setdefault(name, ([], []))
         steps.append(int(step))
         values.append(float(value))

@@ -54,11 +54,12 @@ class UnitRows:
     """
 
     def __init__(self, table: SiteTable, module: nn.Module) -> None:
-        parameters = dict(module.named_parameters())
+        # A tied parameter is to be found under each of its names.
+        parameters = dict(module.named_parameters(remove_duplicate=False))
         self.table = table
         self.slots: dict[Key, tuple[Slot, ...]] = {}
         self.biases: dict[Key, tuple[Slot, ...]] = {}
-        device = next(iter(parameters.values())).device
+        device = next((parameter.device for parameter in parameters.values()), torch.device("cpu"))
         for site in table.sites:
             for name in unit_axes(site):
                 vectors = sorted((m for m in site.on(name) if m.is_matrix), key=lambda m: m.role)
@@ -93,7 +94,7 @@ class UnitRows:
         for key, factor in keep.items():
             for slot in self.biases[key]:
                 now = result.get(slot.param, parameters[slot.param])
-                result[slot.param] = _put(slot, now, _take(slot, now) * factor[:, None])
+                result[slot.param] = _put(slot, now, _take(slot, now) * factor.to(now)[:, None])
         return result
 
     @torch.no_grad()
@@ -101,10 +102,15 @@ class UnitRows:
         """Overwrite an axis's rows in the parameters themselves."""
         start = 0
         for slot in self.slots[key]:
-            part = rows[:, start : start + slot.columns]
-            shape = _front(slot, parameters[slot.param]).shape
-            _front(slot, parameters[slot.param]).index_copy_(0, slot.index.reshape(-1), part.reshape(-1, *shape[1:]))
+            _store(slot, parameters[slot.param], rows[:, start : start + slot.columns])
             start += slot.columns
+
+    @torch.no_grad()
+    def fade(self, key: Key, keep: Tensor, fraction: float, parameters: Mapping[str, Tensor]) -> None:
+        """Move an axis's biases a fraction of the way to ``keep`` times themselves, in the parameters themselves; keep is [N]."""
+        for slot in self.biases[key]:
+            now = _take(slot, parameters[slot.param])
+            _store(slot, parameters[slot.param], torch.lerp(now, now * keep.to(now)[:, None], fraction))
 
     def params(self, keys: Iterable[Key]) -> list[str]:
         """Names of the parameters that the rows of these axes lie in."""
@@ -132,5 +138,11 @@ def _take(slot: Slot, parameter: Tensor) -> Tensor:
 def _put(slot: Slot, parameter: Tensor, part: Tensor) -> Tensor:
     """The parameter with a member's part replaced; a new tensor."""
     front = _front(slot, parameter)
-    new = front.index_copy(0, slot.index.reshape(-1), part.reshape(-1, *front.shape[1:]))
+    new = front.index_copy(0, slot.index.reshape(-1), part.reshape(-1, *front.shape[1:]).to(front.dtype))
     return new.movedim(0, slot.axis)
+
+
+def _store(slot: Slot, parameter: Tensor, part: Tensor) -> None:
+    """Overwrite a member's part of the rows in place."""
+    front = _front(slot, parameter)
+    front.index_copy_(0, slot.index.reshape(-1), part.reshape(-1, *front.shape[1:]).to(front.dtype))

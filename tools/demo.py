@@ -30,7 +30,6 @@ KEEP = 0.62
 STEPS = "1500,800,500"
 """Steps of dense pre-training, of learning the structure, and of tuning: what 2 cores do in a few minutes."""
 
-HELD_OUT = 1000
 MARGIN = 1e-4
 """Decisions that are nearer than this may differ between torch and ONNX Runtime."""
 
@@ -78,6 +77,7 @@ class Demo:
         steps: of pre-training, learning and tuning.
         seed: of everything.
         quiet: print nothing.
+        scenes, held_out: images to train on and to be judged on.
     """
 
     out: Path
@@ -86,6 +86,8 @@ class Demo:
     steps: tuple[int, ...]
     seed: int
     quiet: bool
+    scenes: int = 6000
+    held_out: int = 2500
     _chapter: int = 0
 
     def run(self) -> dict[str, Any]:
@@ -126,7 +128,7 @@ class Demo:
 
         dense, learning, _ = self.steps
         return LearnConfig(
-            data=DataSettings(level=self.level, scenes=6000, held_out=HELD_OUT),
+            data=DataSettings(level=self.level, scenes=self.scenes, held_out=self.held_out),
             dense=Optimisation(steps=dense, warmup=min(200, dense // 4)),
             learning=Optimisation(steps=learning, rate=1e-3, warmup=min(100, learning // 4)),
             structure=StructureSettings(keep=self.keep),
@@ -163,7 +165,7 @@ class Demo:
             with render.progress(quiet=self.quiet) as report:
                 judged = tune(self.out, config, folder, dense=dense, device="cpu", progress=report)
             write_model(export_tuned(self.out, folder), folder / "model.onnx")
-            self._say(f"{name}: {100 * judged.value:.2f} % of {HELD_OUT * 4:,} expressions found, in torch")
+            self._say(f"{name}: {100 * judged.value:.2f} % of {self._task().samples:,} expressions found, in torch")
 
     @property
     def _paths(self) -> tuple[Path, Path, Path]:

@@ -70,21 +70,29 @@ class MdetrConfig(Frozen):
 
 VIT_B = VitConfig()
 _TINY_TEXT = TextConfig(
-    family="bert", vocabulary=128, positions=40, types=1, width=96, layers=4, heads=4, hidden=384, epsilon=1e-12, dropout=0.0
+    family="bert", vocabulary=128, positions=40, types=1, width=48, layers=4, heads=4, hidden=192, epsilon=1e-12, dropout=0.0
 )
-_TINY_VIT = VitConfig(image=48, patch=8, width=96, layers=4, heads=4, hidden=384)
+_TINY_VIT = VitConfig(image=48, patch=8, width=48, layers=4, heads=4, hidden=192)
 _TINY = MdetrConfig(
     vision=_TINY_VIT,
     text=_TINY_TEXT,
-    width=96,
+    width=48,
     heads=4,
-    hidden=384,
+    hidden=192,
     encoder_layers=2,
     decoder_layers=2,
     dropout=0.0,
     queries=8,
     spans=39,
     contrastive=32,
+)
+_SMALL = _TINY.model_copy(
+    update={
+        "vision": _TINY_VIT.model_copy(update={"width": 96, "hidden": 384}),
+        "text": _TINY_TEXT.model_copy(update={"width": 96, "hidden": 384}),
+        "width": 96,
+        "hidden": 384,
+    }
 )
 
 MDETR_PRESETS: Mapping[str, MdetrConfig] = {
@@ -96,6 +104,7 @@ MDETR_PRESETS: Mapping[str, MdetrConfig] = {
     "mdetr-vit-b": MdetrConfig(vision=VIT_B),
     "mdetr-vit-s-minilm": MdetrConfig(vision=VitConfig(patch=14, width=384, heads=6, hidden=1536), text=MINILM),
     "mdetr-tiny": _TINY,
+    "mdetr-small": _SMALL,
     "mdetr-tiny-resnet": _TINY.model_copy(update={"vision": ResNetConfig(block="basic", stages=(1, 1, 1, 1), stem=16)}),
 }
 """Preset name -> configuration."""

@@ -1,7 +1,7 @@
 """MDETR's losses: matching of queries with boxes, soft tokens, boxes, contrastive alignment.
 
-Published in Kamath et al., ICCV 2021, after DETR (Carion et al., ECCV 2020). Shapes: B texts, Q queries, P boxes a text, T tokens,
-S token slots.
+Published in Kamath et al., ICCV 2021, after DETR (Carion et al., ECCV 2020). Shapes: B texts, Q queries, P boxes a text, T
+tokens, S token slots.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def match(logits: Tensor, boxes: Tensor, targets: Tensor, wanted: Tensor, real: 
     token = -logits.softmax(-1) @ targets.transpose(1, 2)
     distance = torch.cdist(boxes, wanted, p=1)
     overlap = generalised_iou(corners(boxes)[:, :, None], corners(wanted)[:, None])
-    cost = (token + 5 * distance - 2 * overlap).cpu().numpy()
+    # Whatever NaN is matched with, the loss is NaN, which the trainer refuses; the assignment itself takes none.
+    cost = (token + 5 * distance - 2 * overlap).nan_to_num(nan=1e6).cpu().numpy()
     counts = real.sum(1).tolist()
     result = np.zeros(tuple(real.shape), np.int64)
     for row, count in enumerate(counts):
@@ -83,7 +84,8 @@ def layer_losses(outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], obj
     """The losses of one decoder layer.
 
     Args:
-        outputs: ``logits`` [B, Q, S + 1], ``boxes`` [B, Q, 4]; with ``queries`` [B, Q, K] and ``tokens`` [B, T, K] also alignment.
+        outputs: ``logits`` [B, Q, S + 1], ``boxes`` [B, Q, 4]; with ``queries`` [B, Q, K] and ``tokens`` [B, T, K] also
+            alignment.
         batch: ``boxes`` [B, P, 4], real ones first; ``box_mask`` [B, P] bool; ``spans`` [B, P, T] bool; ``attention_mask``.
         objects: number of boxes to divide by, over all processes.
 
@@ -92,7 +94,7 @@ def layer_losses(outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], obj
     """
     logits, boxes = outputs["logits"], outputs["boxes"]
     real, wanted = batch["box_mask"], batch["boxes"]
-    targets = token_targets(batch["spans"], logits.shape[-1] - 1)
+    targets = token_targets(batch["spans"], logits.shape[-1] - 1).to(logits.dtype)
     chosen = match(logits, boxes, targets, wanted, real)
     # Nothing matches them: the target is the last class, at a tenth of the weight.
     distribution = F.one_hot(torch.full_like(chosen[:, :1], logits.shape[-1] - 1).expand(logits.shape[:2]), logits.shape[-1])

@@ -19,7 +19,7 @@ def softmax(logits: Floats) -> Floats:
 
 
 def refer(outputs: Mapping[str, npt.NDArray[Any]], top: int) -> tuple[Floats, Floats]:
-    """The boxes that a whole text refers to, best first: [n, top, 4] and their scores [n, top], one minus no-object (published)."""
+    """The boxes that a whole text refers to, best first: [n, top, 4]; their scores [n, top], one minus no-object (published)."""
     scores = 1 - softmax(outputs["logits"])[..., -1]
     order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     return np.take_along_axis(outputs["boxes"], order[..., None], 1), np.take_along_axis(scores, order, 1)

@@ -6,14 +6,16 @@ Shapes: I images, B texts about them, T tokens, P boxes a text, G * G cells, C w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inarch.learning.models.mdetr import Mdetr
 from inarch.learning.tasks.mdetr_loss import corners, generalised_iou, layer_losses
+from inarch.learning.tasks.trainee import Trainee, whole
 
 ALIGN = 32
 """Width of the space in which cells and tokens are aligned."""
@@ -71,7 +73,7 @@ class Auxiliary(nn.Module):
         return (loss * (1 + 4 * wanted) * spoken).sum() / (count * cells.shape[1])
 
 
-class MdetrTrainee(nn.Module):
+class MdetrTrainee(Trainee):
     """An MDETR and its losses.
 
     Args:
@@ -81,13 +83,19 @@ class MdetrTrainee(nn.Module):
         attributes: how many values each attribute has.
     """
 
+    model: Mdetr
     words: Tensor
 
     def __init__(self, model: Mdetr, words: Tensor | None = None, attributes: Sequence[int] = ()) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.auxiliary = None if words is None else Auxiliary(model.config.width, attributes)
         self.register_buffer("words", torch.empty(0) if words is None else words, persistent=False)
+
+    def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The model's own inputs, one row a text."""
+        made = super().inputs(batch)
+        mask = batch.get("pixel_mask")
+        return made | {"pixel_mask": whole(made["pixel_values"]) if mask is None else mask[batch["image"]]}
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Losses by name, weighted; their sum is the task's loss.
@@ -100,7 +108,7 @@ class MdetrTrainee(nn.Module):
         pixels = batch["pixel_values"]
         mask = batch.get("pixel_mask")
         if mask is None:
-            mask = pixels.new_ones(pixels.shape[0], *pixels.shape[2:], dtype=torch.bool)
+            mask = whole(pixels)
         seen, places, cells = model.see(pixels, mask)
         with sdpa_kernel(SDPBackend.MATH):  # the CPU's fused kernel is 6 times slower backwards in bfloat16 with narrow heads
             text = model.read(batch["input_ids"], batch["attention_mask"])

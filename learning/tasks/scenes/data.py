@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from inarch.learning.tasks.scenes.render import Images, render
 from inarch.learning.tasks.scenes.texts import Kind, Texts, write_texts
-from inarch.learning.tasks.scenes.world import Difficulty, Scenes, Split, draw
+from inarch.learning.tasks.scenes.world import SPLITS, Difficulty, Scenes, Split, draw
 from inarch.structure.units import Indices
 
 MEAN, SPREAD = 0.35, 0.25
@@ -56,7 +56,9 @@ class ScenesData:
     def make(cls, config: ScenesConfig) -> ScenesData:
         """Draw and render; 0.6 ms a scene of 64 pixels."""
         scenes = draw(config.count, config.level, config.split, config.seed)
-        return cls(config, scenes, render(scenes, config.side, config.level, config.seed))
+        # Splits have grounds of their own too.
+        seed = config.seed * len(SPLITS) + SPLITS.index(config.split)
+        return cls(config, scenes, render(scenes, config.side, config.level, seed))
 
     def texts(self, kind: Kind) -> Texts:
         """Texts of one kind for every scene."""

@@ -20,6 +20,7 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
 ORDINALS = ("first", "second", "third")
 DIRECTIONS = ("left", "right", "top", "bottom")
 RELATIONS = ("left of", "right of", "above", "below")
+"""Opposites stand next to each other."""
 
 MOST = 4
 """The largest number that a question counts to."""

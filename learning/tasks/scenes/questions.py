@@ -91,8 +91,10 @@ def relation(scene: Scene, topic: Topic, rng: np.random.Generator) -> Question |
     one, other = topic.unique(scene, first, rng), topic.unique(scene, second, rng)
     wanted, number = int(rng.integers(2)), int(rng.integers(len(RELATIONS)))
     apart = ahead(scene[first], scene[second], number)
-    if one is None or other is None or abs(apart) <= GAP or (apart > 0) != bool(wanted):
+    if one is None or other is None or abs(apart) <= GAP:
         return None
+    if (apart > 0) != bool(wanted):
+        number ^= 1  # the opposite one
     text = f"is the {topic.language.phrase(one)} {RELATIONS[number]} the {topic.language.phrase(other)} ?"
     return Question(text, wanted, "relation")
 
@@ -120,12 +122,17 @@ _MAKERS: Mapping[str, Callable[[Scene, Topic, np.random.Generator], Question | N
 
 KINDS = tuple(_MAKERS)
 
+_AGAIN = 3
+"""Tries for one kind: those that seldom succeed would else be seldom asked."""
+
 
 def ask(scene: Scene, topic: Topic, rng: np.random.Generator) -> Question | None:
     """One question at random: hard ones with the topic's hardness; None where no try succeeds."""
     for _ in range(8):
         kinds = topic.language.hard if rng.random() < topic.hardness else topic.language.plain
-        found = _MAKERS[kinds[int(rng.integers(len(kinds)))]](scene, topic, rng)
-        if found is not None:
-            return found
+        maker = _MAKERS[kinds[int(rng.integers(len(kinds)))]]
+        for _ in range(_AGAIN):
+            found = maker(scene, topic, rng)
+            if found is not None:
+                return found
     return None

@@ -108,7 +108,9 @@ def _star(u: Floats, v: Floats) -> Floats:
 
 def _heart(u: Floats, v: Floats) -> Floats:
     lobes = np.hypot(np.abs(u) - 0.5, v + 0.45) - 0.52
-    point = np.maximum(np.abs(u) * 0.75 + v * 0.66 - 0.62, -v - 0.45)
+    # What is below the lobes: two sides that touch them where they are 0.9 wide, and nothing wider.
+    sides = np.abs(u) * 0.7705 + v * 0.6375 - 0.6184
+    point = np.maximum(np.maximum(sides, np.abs(u) - 0.9), -v - 0.45)
     return np.asarray(np.minimum(lobes, point), np.float32)
 
 

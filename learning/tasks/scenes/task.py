@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from inarch.learning.tasks import glip_boxes
 from inarch.learning.tasks.boxes import giou, iou, to_corners
 from inarch.learning.tasks.mdetr_read import ground, refer
 from inarch.learning.tasks.scenes.data import ScenesData, feeds
@@ -16,6 +17,7 @@ from inarch.learning.tasks.scenes.texts import Kind, Texts
 from inarch.structure.units import Indices
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+Floats = npt.NDArray[np.floating]
 
 TOP = 10
 """Boxes that count for precision@10."""
@@ -33,12 +35,14 @@ class ScenesTask:
         data: the split.
         texts: its texts.
         label: what the data are called, before the kind in the task's name.
+        levels: of the GLIP that is judged; None for an MDETR.
     """
 
     kind: Kind
     data: ScenesData
     texts: Texts
     label: str = "scenes"
+    levels: int | None = None
 
     @property
     def name(self) -> str:
@@ -56,8 +60,9 @@ class ScenesTask:
         return {"grounding": "recall@1", "referring": "precision@1", "vqa": "accuracy"}[self.kind]
 
     def feeds(self, rows: Indices) -> Arrays:
-        """Pixels and tokens."""
-        return feeds(self.data, self.texts, rows)
+        """Pixels and tokens; for MDETR the pixels' mask."""
+        made = feeds(self.data, self.texts, rows)
+        return made if self.levels is None else {name: values for name, values in made.items() if name != "pixel_mask"}
 
     def predict(self, rows: Indices, outputs: Arrays) -> dict[str, npt.NDArray[Any]]:
         """The answer, or the boxes, and ``margin``: how far the first choice is ahead of the second."""
@@ -66,12 +71,27 @@ class ScenesTask:
             two = np.sort(logits, axis=1)[:, -2:]
             return {"answer": logits.argmax(1), "margin": two[:, 1] - two[:, 0]}
         if self.kind == "grounding":
-            boxes, scores = ground(outputs, self._of(self.texts.spans, rows))
+            boxes, scores = self._ground(outputs, self._of(self.texts.spans, rows))
             two = np.sort(scores, axis=-1)[..., -2:]
             real = self._of(self.texts.targets, rows) >= 0
             return {"boxes": boxes, "margin": np.where(real, two[..., 1] - two[..., 0], 1.0).min(1)}
-        boxes, scores = refer(outputs, TOP)
+        if self.levels is None:
+            boxes, scores = refer(outputs, TOP)
+        else:
+            spans = self._of(self.texts.spans, rows)[:, 0]
+            boxes, scores = glip_boxes.ground(outputs, spans, self._size, self.levels, TOP)
         return {"boxes": boxes, "scores": scores, "margin": scores[:, 0] - scores[:, 1]}
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.data.config.side, self.data.config.side
+
+    def _ground(self, outputs: Arrays, spans: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
+        """The best box of each phrase [n, P, 4], and the scores of its best boxes or of all [n, P, at least 2]."""
+        if self.levels is None:
+            return ground(outputs, spans)
+        found = [glip_boxes.ground(outputs, spans[:, p], self._size, self.levels, 2) for p in range(spans.shape[1])]
+        return np.stack([boxes[:, 0] for boxes, _ in found], 1), np.stack([scores for _, scores in found], 1)
 
     def score(self, rows: Indices, predictions: Arrays) -> dict[str, npt.NDArray[np.float64]]:
         """Right or wrong; for grounding, the share of phrases that are right. By kind of text too, where it was such a text."""

@@ -113,7 +113,7 @@ _TRIES = 40
 _ROUNDS = 200
 """How often a scene begins anew until it has the fewest objects; for the first :data:`_PATIENCE` times, until it has all."""
 
-_PATIENCE = 3
+_PATIENCE = 20
 
 
 def held_out_colour(shape: int, colours: int) -> int:

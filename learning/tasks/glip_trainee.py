@@ -1,0 +1,114 @@
+"""GLIP with the losses of a batch.
+
+Shapes: I images of S x S pixels, B texts about them, T tokens, P boxes a text, N cells of all levels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from inarch.learning.models.glip import Glip
+from inarch.learning.models.glip_post import STRIDES, anchors
+from inarch.learning.tasks.glip_boxes import to_pixels
+from inarch.learning.tasks.glip_loss import glip_loss, positives
+from inarch.learning.tasks.glip_targets import WEIGHTS
+from inarch.learning.tasks.trainee import Trainee
+from inarch.structure.errors import InarchError
+
+STEP = 32
+"""Sides of images are multiples of this."""
+
+PART = 0.25
+"""Part of an image's side that boxes have before anything is learned (ours)."""
+
+
+class GlipTrainee(Trainee):
+    """A GLIP and its losses.
+
+    Args:
+        model: the model.
+        side: S.
+
+    Raises:
+        InarchError: the side is no multiple of 32.
+    """
+
+    def __init__(self, model: Glip, side: int) -> None:
+        super().__init__(model)
+        check_side(side)
+        self.side = side
+        self.levels = model.config.levels
+        for number, places in enumerate(anchors(side, side, self.levels)):
+            self.register_buffer(f"anchors{number}", torch.from_numpy(places).float(), persistent=False)
+        self.register_buffer("scale", torch.full((4,), float(side)), persistent=False)
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Losses by name, weighted; their sum is the task's loss.
+
+        Args:
+            batch: as :meth:`~inarch.learning.tasks.courses.ScenesCourse.batch` makes it for GLIP: with ``answering`` and
+                ``central``, what losses are divided by.
+        """
+        outputs = self.model(**self.inputs(batch))
+        places = [self.get_buffer(f"anchors{number}") for number in range(self.levels)]
+        # Losses are computed in float32, whatever the model's layers are computed in.
+        with torch.autocast(batch["boxes"].device.type, enabled=False):
+            return glip_loss(
+                outputs,
+                places,
+                self._pixels(batch["boxes"]),
+                batch["box_mask"],
+                batch["spans"],
+                batch["attention_mask"],
+                num_pos=batch["answering"][0],
+                center_sum=batch["central"][0],
+            )
+
+    def _pixels(self, boxes: Tensor) -> Tensor:
+        """As :func:`~inarch.learning.tasks.glip_boxes.to_pixels`, of a square image: [..., 4]."""
+        scaled = boxes * self.get_buffer("scale")
+        centre, half = scaled[..., :2], scaled[..., 2:] / 2
+        return torch.cat((centre - half, centre + half - 1), -1)
+
+
+def totals(boxes: npt.NDArray[np.floating], mask: npt.NDArray[np.bool_], side: int, levels: int) -> npt.NDArray[np.float32]:
+    """What the losses of a whole batch are divided by, [2]: cells that answer for a box, and the sum of their centerness.
+
+    Args:
+        boxes: [B, P, 4], centre, width and height, relative to the image.
+        mask: [B, P].
+        side: S.
+        levels: of the model's pyramid.
+    """
+    places = [torch.from_numpy(level).float() for level in anchors(side, side, levels)]
+    wanted = torch.from_numpy(to_pixels(boxes, (side, side))).float()
+    found: npt.NDArray[np.float32] = positives(places, wanted, torch.from_numpy(mask)).totals.numpy()
+    # At least what the loss would take itself: these are divided by the number of processes.
+    return np.maximum(found, np.array([1, 1e-6], np.float32))
+
+
+@torch.no_grad()
+def start_boxes(model: Glip, side: int) -> None:
+    """Let a new model begin with boxes of a quarter of the image's side, in place.
+
+    Even the smallest anchor is 64 pixels wide. From there to small objects it is a long way at the rates that suit the rest.
+    """
+    bias = model.get_parameter("rpn.head.bbox_pred.bias")
+    size = math.log(PART * side / (8 * STRIDES[0]))
+    bias.copy_(torch.tensor((0.0, 0.0, size * WEIGHTS[2], size * WEIGHTS[3])))
+
+
+def check_side(side: int) -> None:
+    """Refuse an image that the pyramid's maps do not fit.
+
+    Raises:
+        InarchError: the side is no multiple of 32, or so small that no cell would answer for a box.
+    """
+    if side % STEP or side < 2 * STEP:
+        raise InarchError(f"GLIP takes images of a multiple of {STEP} pixels from {2 * STEP} on, not {side}", where="data.side")

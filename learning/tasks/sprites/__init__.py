@@ -1,0 +1,1 @@
+"""Sprites: scenes composed of real emoji pictures in two drawing styles."""

@@ -1,0 +1,37 @@
+"""The demo of the whole way, on a handful of scenes and steps: every chapter runs, and what it promises holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from inarch.structure.plan import load_plan
+from inarch.tools.cli import main
+from inarch.tools.demo import Demo
+
+
+def test_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    demo = Demo(tmp_path, 0.7, "easy", (3, 6, 2), 0, quiet=False, scenes=200, held_out=30)
+    found = demo.run()
+    said = capsys.readouterr().out
+    assert found["ok"], said
+    assert "equivalent" in said
+    assert found["agreement"]["relative"] < 1e-5
+    assert abs(found["stored"] / found["parameters"] - 0.7) < 0.02
+    assert load_plan(tmp_path / "plan.json").expect is not None
+    for name in ("config.json", "curves.png", "structure.png", "compiled.onnx", "small/model.onnx", "dense/model.onnx"):
+        assert (tmp_path / name).stat().st_size > 0, name
+
+
+def test_steps_are_three_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--steps", "3,6", "--out", str(tmp_path / "demo")]) == 2
+    assert "three numbers" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
+def test_another_run_in_the_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"seed": 7}), encoding="utf-8")
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert "another run is here" in capsys.readouterr().err
