@@ -64,6 +64,7 @@ class StructureSettings(_Settings):
             are used to it.
         fill: which slots that pruning empties read the base's units, which are stored anyway, see :mod:`~inarch.learning.fill`:
             those of FFNs, of all sites, or none. Gates then learn what to prune, and sharing comes with the filling.
+        core: how much further than other gates those of a filling base start from pruning: what it keeps serves its whole family.
         freeze: part of the steps after which the gates are frozen, at exactly the budget.
         arrive: part of the steps after which the weights are wholly aligned; they move linearly from ``freeze`` on.
         pull: part of the way to the present structure that weights move at each step before that, without gates being frozen.
@@ -73,7 +74,7 @@ class StructureSettings(_Settings):
 
     keep: Fraction = 0.62
     sharing: Sharing = "joint"
-    block: Count = 2
+    block: Count = 4
     prune: bool = True
     generator: Kind = "joint"
     matching: bool = True
@@ -84,7 +85,8 @@ class StructureSettings(_Settings):
     share_offset: float = 1.0
     head_offset: float = 3.0
     gather: Share = 0.0
-    fill: Literal["none", "ffn", "all"] = "none"
+    fill: Literal["none", "ffn", "all"] = "ffn"
+    core: float = 20.0
     freeze: Fraction = 0.4
     arrive: Fraction = 0.7
     pull: Share = 0.0

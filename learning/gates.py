@@ -280,7 +280,7 @@ class GateSpace:
         living: list[Bools] = [np.empty(0, np.bool_)]
         for site in self.sites:
             out = [hard.keep[site.name, name].reshape(site.heads, -1) for name in unit_axes(site) if name in VALUE_AXES]
-            living.append(np.concatenate(out, 1).any(axis=1))
+            living.append(np.asarray(np.concatenate(out, 1).any(axis=1), np.bool_))
         return torch.from_numpy(np.concatenate(living).astype(np.float64))
 
     def project(self, logits: Floats) -> tuple[Hard, Floats]:
@@ -330,8 +330,8 @@ class GateSpace:
         specs = [self.axes[site, name] for site in group.sites]
         first, rows = specs[0], np.flatnonzero(alive)
         per_head = first.per_head
-        wish = {spec.key: _by_head(logits[spec.keep], spec) for spec in specs}
-        want = {spec.key: _by_head(logits[spec.share], spec) for spec in specs if spec.share is not None}
+        wish = {spec.key: _by_head(logits[spec.keep], spec, rows) for spec in specs}
+        want = {spec.key: _by_head(logits[spec.share], spec, rows) for spec in specs if spec.share is not None}
         step, coarse = self.steps(len(rows), per_head)
         lengths = self._lengths(coarse, per_head, len(specs))
         score = wish[first.key].copy()
@@ -464,9 +464,10 @@ def _pairs(positions: npt.NDArray[np.int64], who: npt.NDArray[np.int64]) -> npt.
     return np.stack((one.ravel(), two.ravel()), 1)
 
 
-def _by_head(logits: Floats, spec: AxisSpec) -> Floats:
+def _by_head(logits: Floats, spec: AxisSpec, rows: npt.NDArray[np.int64]) -> Floats:
+    """Logits [H, P]; where all heads keep the same units, the mean of the living ones in each."""
     grid = logits.reshape(spec.heads, spec.per_head)
-    return np.broadcast_to(grid.mean(0), grid.shape) if spec.uniform else grid
+    return np.broadcast_to(grid[rows].mean(0), grid.shape) if spec.uniform and len(rows) else grid
 
 
 def _mean(mask: Bools, rows: npt.NDArray[np.int64]) -> float:

@@ -16,8 +16,11 @@ from inarch.structure.plan import Plan
 from inarch.structure.resolve import build_plan, resolve
 from inarch.structure.sites import SiteTable
 
-TOLERANCE = 0.003
+TOLERANCE = 0.03
 """How far from the budget, in parts of the whole model, a structure may end; steps of a small model are coarse."""
+
+CLOSE = 0.0002
+"""How near to the budget, in parts of the whole model, is near enough to look no further."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,20 +67,39 @@ def harden(
     start = logits.detach().cpu().numpy().astype(np.float32)
     sign, moved = _moved(space)
     target = keep * space.table.parameters
-    low, high = -40.0, 40.0
     best: Hardened | None = None
-    for _ in range(24):
-        middle = (low + high) / 2
-        hard = space.project(start + np.float32(middle) * sign * moved)[0]
+    seen: dict[bytes, int] = {}
+
+    def above(offset: Floats) -> bool:
+        """Whether the structure at an offset, one number a logit, stores too much; the best one is kept."""
+        nonlocal best
+        hard = space.project(start + offset * sign * moved)[0]
+        label = b"".join(np.packbits(mask).tobytes() for masks in (hard.keep, hard.share) for mask in masks.values())
+        if label in seen:  # near the end the same few come again and again, and a plan takes long to count
+            return seen[label] > target
         found = as_plan(space, hard if finish is None else finish(hard), name, provenance)
+        seen[label] = found.stored
         if best is None or abs(found.stored - target) < abs(best.stored - target):
             best = found
-        if found.stored > target:
-            high = middle
-        else:
-            low = middle
+        return found.stored > target
+
+    def close() -> bool:
+        return best is not None and abs(best.stored - target) <= CLOSE * space.table.parameters
+
+    low, high = -40.0, 40.0
+    for _ in range(24):
+        if close():
+            break
+        middle = (low + high) / 2
+        low, high = (low, middle) if above(np.full(space.logits, middle, np.float32)) else (middle, high)
+    # Logits that are all but equal tip over together: let only the first so many of them do.
+    first, last = 0, space.logits
+    while last - first > 1 and not close():
+        cut = (first + last) // 2
+        offset = np.where(np.arange(space.logits) < cut, np.float32(low), np.float32(high)).astype(np.float32)
+        first, last = (cut, last) if above(offset) else (first, cut)
     assert best is not None
-    if abs(best.stored - target) > 10 * TOLERANCE * space.table.parameters:
+    if abs(best.stored - target) > TOLERANCE * space.table.parameters:
         reached = best.stored / space.table.parameters
         raise InarchError(
             f"the nearest structure to {keep:.4g} keeps {reached:.4f} of the model",

@@ -17,8 +17,8 @@ from inarch.learning.families import modality
 from inarch.learning.gates import GateSpace
 
 Kind = Literal["joint", "per-modality", "separate", "free"]
-"""``joint``: one network for everything. ``per-modality``: one for each backbone and one for the rest. ``separate``: one for pruning
-and one for sharing. ``free``: no network, the logits are parameters."""
+"""``joint``: one network for everything. ``per-modality``: one for each backbone and one for the rest. ``separate``: one for
+pruning and one for sharing. ``free``: no network, the logits are parameters."""
 
 
 class _Recurrent(nn.Module):
@@ -67,7 +67,8 @@ class Hypernetwork(nn.Module):
         rng = torch.Generator().manual_seed(seed)
         owner, shares = _owners(space)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            # torch.manual_seed would reach the accelerators' generators too, which are not put back.
+            torch.default_generator.manual_seed(seed)
             for mask in _divide(space, owner, shares, kind):
                 index = mask.nonzero()[:, 0]
                 sites = sorted(set(owner[index].tolist()))

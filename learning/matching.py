@@ -1,8 +1,8 @@
 """Readers' units brought into their bases' order before anything is learned: a permutation that no output depends on (ours).
 
 Two networks that learned the same thing hold it in different orders; index i of a reader is to be shared with index i of its
-base, so first every reader is permuted to look as much like its base as it can. Shapes: N units, H heads of P units, D numbers of a
-unit.
+base, so first every reader is permuted to look as much like its base as it can. Shapes: N units, H heads of P units, D numbers of
+a unit.
 """
 
 from __future__ import annotations

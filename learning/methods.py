@@ -24,7 +24,7 @@ from inarch.learning.models.mdetr_config import MdetrConfig
 from inarch.learning.models.registry import Config, build
 from inarch.learning.phases import WeightPhase
 from inarch.learning.rules import share_by_rule
-from inarch.learning.runs import Workshop, load_weights, model_weights, replaced, train_structure, weights_of
+from inarch.learning.runs import Workshop, model_weights, replaced, train_structure, weights_of
 from inarch.learning.structured import Structured
 from inarch.learning.trainer import Progress, run
 from inarch.structure.errors import InarchError
@@ -43,7 +43,8 @@ LEARNED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "cross": {"sharing": "cross"},
         "layer": {"sharing": "layer"},
         "prune": {"sharing": "none"},
-        "share": {"prune": False, "block": 4},
+        "share": {"prune": False, "fill": "none"},
+        "gates": {"fill": "none", "block": 2},
     }
 )
 """Method -> what it changes in the settings: ours and its ablations."""
@@ -133,8 +134,7 @@ def _train(
 ) -> dict[str, Tensor]:
     """Further steps on grounding, as many and at the same rates as a structure is learned with."""
     course = shop.scenes.course("grounding")
-    trainee = course.trainee(shop.build())
-    load_weights(trainee, weights)
+    trainee = shop.trainee(course, weights)
     trainee.to(place.device)
     module = trainee if plan is None else Structured(trainee, shop.table, plan, "model.")
     phase = WeightPhase("learning", module, course, shop.config.learning, place, shop.config.seed)
@@ -149,7 +149,7 @@ def _scratch(shop: Workshop, folder: Path, place: Accelerator, progress: Progres
     target = shop.config.structure.keep * shop.table.parameters
     smaller = replace(shop, model=narrowed(shop.model, target))
     course = shop.scenes.course("grounding")
-    trainee = course.trainee(smaller.build())
+    trainee = smaller.trainee(course)
     steps = shop.config.dense.steps + shop.config.learning.steps
     settings = shop.config.dense.model_copy(update={"steps": steps})
     phase = WeightPhase("scratch", trainee, course, settings, place, shop.config.seed)

@@ -216,8 +216,12 @@ class LearnPhase:
         self.units = UnitRows(space.table, trainee.get_submodule("model"))
         space.to(place.device)
         # Where sharing comes with the filling, the gates of sharing stay shut.
-        share = structure.share_offset if structure.fill == "none" else _SHUT
+        self._filled = _FILLED[structure.fill] if structure.prune else ()
+        share = _SHUT if self._filled else structure.share_offset
         start = space.offsets(structure.keep_offset, share, structure.head_offset)
+        for base in space.readers:
+            if base[1] in self._filled:
+                start[space.axes[base].keep] += structure.core
         self.hypernetwork = Hypernetwork(space, start, kind=structure.generator, seed=seed)
         self._weights = _Weights(trainee, course, settings, place, seed)
         made = torch.optim.Adam(self.hypernetwork.parameters(), lr=structure.rate)
@@ -240,7 +244,7 @@ class LearnPhase:
     def _freeze_gates(self) -> None:
         """Harden at the budget; where slots are filled, bring units to the places that the structure is meant for."""
         pruned = self.harden(finished=False).hard
-        filled, orders = fill(self.space, pruned, _FILLED[self.structure.fill])
+        filled, orders = fill(self.space, pruned, self._filled)
         moments = [self._moments(name) for name in ("exp_avg", "exp_avg_sq")]
         average = {key.removeprefix("model."): value for key, value in self._weights.average.items()}
         permute(self.units, orders, [self._parameters(), *moments, average] if average else [self._parameters(), *moments])
@@ -315,7 +319,7 @@ class LearnPhase:
         provenance: dict[str, JsonValue] = {"learned": self.structure.model_dump(mode="json"), "seed": self.seed}
         if self._hard is not None:
             return as_plan(self.space, self._hard, self.model, provenance)
-        axes = _FILLED[self.structure.fill]
+        axes = self._filled
         found: list[Hard] = []
 
         def finish(hard: Hard) -> Hard:

@@ -32,9 +32,10 @@ from inarch.learning.models.registry import Config, build, preset
 from inarch.learning.models.registry import Model as Network
 from inarch.learning.phases import LearnPhase, WeightPhase
 from inarch.learning.structured import Structured
-from inarch.learning.tasks.courses import Scenes, ScenesSettings
+from inarch.learning.tasks.courses import Scenes, ScenesCourse, ScenesSettings
 from inarch.learning.tasks.glip_trainee import start_boxes
 from inarch.learning.tasks.scenes.detection import Aim
+from inarch.learning.tasks.trainee import Trainee
 from inarch.learning.trainer import CHECKPOINT, Progress, accelerator, run
 from inarch.learning.unit_rows import UnitRows
 from inarch.runtime.accuracy import Arrays, Evaluation, Model, Task, evaluate
@@ -74,6 +75,24 @@ class Workshop:
             load_weights(made, weights)
         elif isinstance(made, Glip):
             start_boxes(made, self.config.data.side)
+        return made
+
+    def trainee(self, course: ScenesCourse, weights: Mapping[str, Tensor] | None = None, source: str = "weights") -> Trainee:
+        """The model with a course's losses; what only training needs has random weights of the run's seed, too.
+
+        Args:
+            course: one of the scenes'.
+            weights: a trainee's, or None for random ones.
+            source: where they come from.
+
+        Raises:
+            InarchError: the weights are another model's, or the model does not fit the course.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            made = course.trainee(self.build())
+        if weights is not None:
+            load_weights(made, weights, source)
         return made
 
 
@@ -123,10 +142,9 @@ def train_dense(shop: Workshop, folder: Path, place: Accelerator, progress: Prog
     if done.exists():
         return read_weights(done)
     course = shop.scenes.course("grounding")
-    trainee = course.trainee(shop.build())
-    if shop.config.weights is not None:
-        load_weights(trainee, read_weights(Path(shop.config.weights)), shop.config.weights)
-    else:
+    start = shop.config.weights
+    trainee = shop.trainee(course, None if start is None else read_weights(Path(start)), start or "weights")
+    if start is None:
         phase = WeightPhase("dense", trainee, course, shop.config.dense, place, shop.config.seed)
         run(phase, folder / "dense", main=place.is_main_process, progress=progress)
     state = weights_of(trainee)
@@ -146,9 +164,7 @@ def gate_space(shop: Workshop) -> GateSpace:
 def learn_phase(shop: Workshop, weights: Mapping[str, Tensor] | None = None, place: Accelerator | None = None) -> LearnPhase:
     """The phase in which a structure is learned on grounding, from dense weights, or from random ones."""
     course = shop.scenes.course("grounding")
-    trainee = course.trainee(shop.build())
-    if weights is not None:
-        load_weights(trainee, weights)
+    trainee = shop.trainee(course, weights)
     space, config = gate_space(shop), shop.config
     if config.structure.matching:
         model = trainee.get_submodule("model")
@@ -252,14 +268,11 @@ def tune_weights(
         The trainee's weights in the dense layout.
     """
     course = shop.scenes.course(config.kind)
-    trainee = course.trainee(shop.build())
-    load_weights(trainee, weights)
+    trainee = shop.trainee(course, weights)
     trainee.to(place.device)  # before a structure or a teacher is put beside it
     module: nn.Module = trainee
     if teacher is not None and config.distil:
-        wise = course.trainee(shop.build())
-        load_weights(wise, teacher)
-        module = Distilled(trainee, wise.to(place.device), config.distil)
+        module = Distilled(trainee, shop.trainee(course, teacher).to(place.device), config.distil)
     structured = None
     prefix = "model." if module is trainee else "student.model."
     if plan is not None:

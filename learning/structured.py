@@ -8,12 +8,11 @@ model's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -24,7 +23,7 @@ from inarch.structure.errors import LoweringError
 from inarch.structure.plan import Plan
 from inarch.structure.planners.weights import tied_sites
 from inarch.structure.resolve import resolve
-from inarch.structure.sites import SiteTable
+from inarch.structure.sites import Member, SiteTable
 
 
 class Structured(nn.Module):
@@ -39,8 +38,8 @@ class Structured(nn.Module):
 
     Raises:
         PlanError, BindingError: the plan is not for this model.
-        LoweringError: the plan changes sites with tied weights, which learning leaves alone, or a parameter is cut along two
-            axes.
+        LoweringError: the plan changes sites with tied weights, which learning leaves alone, or reads from them, or asks two
+            things of one bias, or a parameter is cut along two axes.
     """
 
     def __init__(self, module: nn.Module, table: SiteTable, plan: Plan, prefix: str = "") -> None:
@@ -49,28 +48,43 @@ class Structured(nn.Module):
         _refuse_ties(demand)
         self.plan = plan
         self._skeleton = [module]  # in a list, so that its parameters are not this module's
-        self._prefix = prefix
         model = module.get_submodule(prefix.rstrip(".")) if prefix else module
         self._units = UnitRows(table, model)
-        parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        sites = [number for number, site in enumerate(table.sites) if site.name not in tied_sites(table)]
+        parameters = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
+        learns = {name: parameter.requires_grad for name, parameter in model.named_parameters(remove_duplicate=False)}
+        tied = tied_sites(table)
+        sites = [number for number, site in enumerate(table.sites) if site.name not in tied]
         self.rows, self.slices, self.rest = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
-        self._axes: dict[str, list[_Axis]] = {}
+        self._axes: list[tuple[str, list[_Axis]]] = []
         device = next(iter(parameters.values())).device
         for name, axis in demand.axes.items():
-            self._axes[name] = _axes(demand, axis, sites, device)
-            for one in self._axes[name]:
-                rows = self._units.read((one.site, name), parameters)[one.used]
-                self.rows[_spelled(f"{one.site}/{name}")] = nn.Parameter(rows.clone())
-        self._cuts = _cuts(demand, sites, device)
+            for alike in self._alike(name, [number for number in axis.sites if number in sites]):
+                self._axes.append((name, _axes(demand, axis, alike, device)))
+                for one in self._axes[-1][1]:
+                    rows = self._units.read((one.site, name), parameters)[one.used]
+                    learn = any(learns[slot.param] for slot in self._units.slots[one.site, name])
+                    self.rows[_spelled(f"{one.site}/{name}")] = nn.Parameter(rows.clone(), learn)
+        self._cuts = _cuts(demand, sites, parameters)
         for cut in self._cuts:
             kept = parameters[cut.param].index_select(cut.axis, cut.kept)
-            self.slices[_spelled(cut.param)] = nn.Parameter(kept.clone())
-        inside = {prefix + cut.param for cut in self._cuts}
-        for name, parameter in module.named_parameters():
-            if name not in inside:
-                self.rest[_spelled(name)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+            self.slices[_spelled(cut.param)] = nn.Parameter(kept.clone(), learns[cut.param])
         self._shapes = {cut.param: parameters[cut.param].shape for cut in self._cuts}
+        # Where a parameter has several names, the module's own list has the first.
+        first = {id(parameter): name for name, parameter in module.named_parameters()}
+        own = dict(model.named_parameters(remove_duplicate=False))
+        self._names = {cut.param: first[id(own[cut.param])] for cut in self._cuts}
+        for name, parameter in module.named_parameters():
+            if name not in self._names.values():
+                self.rest[_spelled(name)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+        self.train(module.training)
+
+    def _alike(self, axis: str, sites: Sequence[int]) -> list[list[int]]:
+        """Sites by the length of their rows: only these can share."""
+        groups: dict[int, list[int]] = {}
+        for number in sites:
+            slots = self._units.slots[self._units.table.sites[number].name, axis]
+            groups.setdefault(sum(slot.columns for slot in slots), []).append(number)
+        return list(groups.values())
 
     def train(self, mode: bool = True) -> Structured:
         """As of any module; the skeleton is in the same mode, since it is what runs."""
@@ -84,15 +98,13 @@ class Structured(nn.Module):
             kept = self.slices[_spelled(cut.param)]
             model[cut.param] = kept.new_zeros(self._shapes[cut.param]).index_copy(cut.axis, cut.kept, kept)
         rows: dict[Key, Tensor] = {}
-        for name, axes in self._axes.items():
-            if not axes:
-                continue
+        for name, axes in self._axes:
             stored = torch.cat([self.rows[_spelled(f"{one.site}/{name}")] for one in axes])
             for one in axes:
                 empty = stored.new_zeros(one.size, stored.shape[1])
                 rows[one.site, name] = empty.index_copy(0, one.units, stored[one.source])
         model |= self._units.write(rows, {}, model)
-        result = {self._prefix + name: value for name, value in model.items()}
+        result = {self._names[name]: value for name, value in model.items()}
         for name, parameter in self.rest.items():
             result[_meant(name)] = parameter
         return result
@@ -104,7 +116,7 @@ class Structured(nn.Module):
     @torch.no_grad()
     def write_back(self, module: nn.Module) -> None:
         """Give a module of the skeleton's kind these weights, in the dense layout."""
-        parameters = dict(module.named_parameters())
+        parameters = dict(module.named_parameters(remove_duplicate=False))
         for name, value in self.dense().items():
             parameters[name].copy_(value)
 
@@ -117,8 +129,8 @@ class _Axis:
         site: its site.
         size: units.
         used: [n] its units that are stored, since somebody's value comes from them.
-        units: [k] its units that are wanted.
-        source: [k] where each finds its row among the stored rows of all axes of the name.
+        units: [k] its units that are wanted or stored: what others read has its place here, also where its own head is dead.
+        source: [k] where each finds its row among the stored rows of the axes that it is put together with.
     """
 
     site: str
@@ -129,17 +141,20 @@ class _Axis:
 
 
 def _axes(demand: Demand, axis: AxisDemand, sites: Sequence[int], device: torch.device) -> list[_Axis]:
-    mine = [number for number in axis.sites if number in sites]
+    """The axes of one name and one length of rows."""
     stored = np.zeros(len(axis.owner), np.bool_)
-    for number in mine:
+    for number in sites:
         span = slice(axis.offset[number], axis.offset[number] + len(axis.want[number]))
         stored[span] = axis.used[span]
     place = np.cumsum(stored) - 1
     result = []
-    for number in mine:
+    for number in sites:
         start, want = axis.offset[number], axis.want[number]
-        used, units = np.flatnonzero(stored[start : start + len(want)]), np.flatnonzero(want)
-        found = (used, units, place[axis.root[number][units]])
+        mine = stored[start : start + len(want)]
+        units = np.flatnonzero(want | mine)
+        # What is stored here is its own root; what its site does not want has no other.
+        source = np.where(mine, np.arange(start, start + len(want)), axis.root[number])[units]
+        found = (np.flatnonzero(mine), units, place[source])
         result.append(_Axis(demand.table.sites[number].name, len(want), *(torch.from_numpy(x).to(device) for x in found)))
     return result
 
@@ -154,34 +169,54 @@ class _Cut:
     kept: Tensor
 
 
-def _cuts(demand: Demand, sites: Sequence[int], device: torch.device) -> list[_Cut]:
+def _cuts(demand: Demand, sites: Sequence[int], parameters: Mapping[str, Tensor]) -> list[_Cut]:
     """The sites' parameters, and what of each is stored outside the rows.
 
+    Args:
+        demand: the plan.
+        sites: numbers of those whose weights are not tied.
+        parameters: the module's; tables that only the graph has are none of them, and stay as they are.
+
     Raises:
-        LoweringError: a parameter is cut along two axes.
+        LoweringError: a parameter is cut along two axes, or two sites want different things of one bias.
     """
     axes: dict[str, int] = {}
-    kept: dict[str, npt.NDArray[np.bool_]] = {}
-    for number in sites:
-        site = demand.table.sites[number]
+    members: dict[str, list[tuple[int, Member]]] = {}
+    for number, site in enumerate(demand.table.sites):
         for member in site.members.values():
+            if member.param not in parameters or (member.is_matrix and number not in sites):
+                continue
             if axes.setdefault(member.param, member.axis) != member.axis:
                 raise LoweringError(f"{member.param!r} is cut along two axes", where=site.name)
-            mask = kept.setdefault(member.param, np.ones(member.shape[member.axis], np.bool_))
-            mask[member.positions] = False
-            if not member.is_matrix:
-                mask[wanted_positions(demand, number, member)] = True
-    return [_Cut(param, axes[param], torch.from_numpy(np.flatnonzero(mask)).to(device)) for param, mask in kept.items()]
+            members.setdefault(member.param, []).append((number, member))
+    result = []
+    for param, found in members.items():
+        inside, kept, gone = (np.zeros(found[0][1].shape[axes[param]], np.bool_) for _ in range(3))
+        for number, member in found:
+            inside[member.positions] = True
+            if member.is_matrix:
+                continue
+            wanted = wanted_positions(demand, number, member)
+            kept[wanted] = True
+            gone[np.setdiff1d(member.positions, wanted)] |= member.is_bias
+        if (kept & gone).any():
+            where = demand.table.sites[found[0][0]].name
+            raise LoweringError(f"sites that read {param!r} together do not keep the same of it", where=where)
+        positions = torch.from_numpy(np.flatnonzero(~inside | kept)).to(parameters[param].device)
+        result.append(_Cut(param, axes[param], positions))
+    return result
 
 
 def _refuse_ties(demand: Demand) -> None:
     table = demand.table
-    for name in tied_sites(table):
-        number = next(n for n, site in enumerate(table.sites) if site.name == name)
-        if demand.changed[number]:
-            raise LoweringError(
-                "the plan changes a site with tied weights", where=name, hint="compile it; it cannot be fine-tuned"
-            )
+    names = tied_sites(table)
+    tied = [number for number, site in enumerate(table.sites) if site.name in names]
+    for number, site in enumerate(table.sites):
+        roots = [axis.owner[axis.root[number][axis.want[number]]] for axis in demand.axes.values() if number in axis.sites]
+        reads = number not in tied and any(np.isin(owners, tied).any() for owners in roots)
+        if reads or (number in tied and demand.changed[number]):
+            what = "the plan reads from a site with tied weights" if reads else "the plan changes a site with tied weights"
+            raise LoweringError(what, where=site.name, hint="compile it; it cannot be fine-tuned")
 
 
 def _spelled(name: str) -> str:

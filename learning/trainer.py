@@ -13,6 +13,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,11 +71,13 @@ def accelerator(precision: str = "no", device: str | None = None) -> Accelerator
     if AcceleratorState._shared_state:
         # accelerate keeps one state a process, and refuses another precision or device; a second run may want one.
         AcceleratorState._reset_state(not torch.distributed.is_initialized())
+    if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
+        raise InarchError("fp16 needs a GPU", where="--precision", hint="bf16, or no")
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # heads of tasks that a phase does not train
     try:
         return Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[unused])
     except ValueError as error:
-        raise InarchError(str(error), where="--precision", hint="no, bf16; fp16 on a GPU") from None
+        raise InarchError(str(error), where="--precision", hint="no, bf16 or fp16") from None
 
 
 def rate_at(settings: Optimisation, number: int) -> float:
@@ -107,25 +110,23 @@ def run(phase: Phase, folder: Path, *, main: bool = True, progress: Progress | N
     end = settings.steps if stop is None else min(stop, settings.steps)
     if start >= end:
         return start >= settings.steps
-    log = _Log(folder / LOG, start, pending) if main else None
-    for number in range(start, end):
-        values = phase.step(number)
-        wrong = [name for name, value in values.items() if not math.isfinite(value)]
-        if wrong:
-            raise InarchError(
-                f"{wrong[0]} is not finite at step {number}",
-                where=phase.name,
-                hint="a lower rate; the last checkpoint is as it was",
-            )
-        if log is not None:
-            log.write(number, values, last=number + 1 == settings.steps)
-            if (number + 1) % settings.interval == 0 or number + 1 == end:
-                state = {"phase": phase.name, "step": number + 1, "state": phase.state(), "log": log.pending()}
-                _save(folder / CHECKPOINT, state)
-        if progress is not None:
-            progress(phase.name, number + 1, settings.steps)
-    if log is not None:
-        log.close()
+    with _Log(folder / LOG, start, pending) if main else nullcontext() as log:
+        for number in range(start, end):
+            values = phase.step(number)
+            wrong = [name for name, value in values.items() if not math.isfinite(value)]
+            if wrong:
+                raise InarchError(
+                    f"{wrong[0]} is not finite at step {number}",
+                    where=phase.name,
+                    hint="a lower rate; the last checkpoint is as it was",
+                )
+            if log is not None:
+                log.write(number, values, last=number + 1 == settings.steps)
+                if (number + 1) % settings.interval == 0 or number + 1 == end:
+                    state = {"phase": phase.name, "step": number + 1, "state": phase.state(), "log": log.pending()}
+                    _save(folder / CHECKPOINT, state)
+            if progress is not None:
+                progress(phase.name, number + 1, settings.steps)
     return end == settings.steps
 
 
@@ -201,8 +202,10 @@ class _Log:
         self._file.flush()
         return {name: list(values) for name, values in self._sums.items()}
 
-    def close(self) -> None:
-        """Bring it to the disk."""
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
         if self._board is not None:
             self._board.close()

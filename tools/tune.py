@@ -19,11 +19,12 @@ class Kind(StrEnum):
     grounding = "grounding"
     referring = "referring"
     vqa = "vqa"
+    detection = "detection"
 
 
 def run(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A folder of inarch learn.", show_default=False)],
-    task: Annotated[Kind, typer.Option("--task", help="What for.")] = Kind.referring,
+    task: Annotated[Kind, typer.Option("--task", help="What for: vqa with an MDETR, detection with a GLIP.")] = Kind.referring,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where it goes.", show_default="RUN/TASK")
     ] = None,

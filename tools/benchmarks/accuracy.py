@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from inarch.tools import render
 from inarch.tools.benchmarks import machine
-from inarch.tools.benchmarks.accuracy_grid import KINDS, STORE, TUNING, WORK, Cell, base_config, grid, key_of, stored
+from inarch.tools.benchmarks.accuracy_grid import KINDS, STORE, TUNING, WORK, Cell, base_config, dense_key, grid, key_of, stored
 
 if TYPE_CHECKING:
     from inarch.learning.runs import Workshop
@@ -29,11 +29,11 @@ def compute(cell: Cell, shop: Workshop) -> dict[str, Any]:
     from inarch.learning.trainer import accelerator
     from inarch.tools.benchmarks.accuracy_report import pack
 
-    place = accelerator("bf16", "cpu")
+    place = accelerator(base_config(cell.seed).precision, "cpu")
     config = base_config(cell.seed)
     structure = config.structure.model_copy(update={"keep": cell.keep})
     mine = replaced(shop, seed=cell.seed, structure=structure, learning=config.learning, dense=config.dense)
-    dense = train_dense(mine, WORK / f"dense-{key_of(Cell('dense', 1.0, cell.seed))}", place)
+    dense = train_dense(mine, WORK / dense_key(cell.seed), place)
     folder = WORK / key_of(cell)
     start = time.monotonic()
     outcome = obtain(mine, dense, cell.method, folder, place)

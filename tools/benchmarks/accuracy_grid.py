@@ -16,7 +16,7 @@ STORE = Path("docs/measurements/accuracy")
 WORK = Path("bench-out/accuracy")
 KINDS = ("referring", "vqa")
 BASELINES = ("prune", "magnitude", "uniform", "similarity", "rule-layer", "rule-cross", "share", "scratch")
-ABLATIONS = ("free", "per-modality", "separate", "no-alignment", "cross", "layer")
+ABLATIONS = ("gates", "free", "per-modality", "separate", "no-alignment", "cross", "layer")
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,36 @@ def base_config(seed: int) -> LearnConfig:
     return LearnConfig(
         model="mdetr-tiny",
         data=DataSettings(level="medium"),
-        dense=Optimisation(steps=6000, rate=2e-3),
-        learning=Optimisation(steps=2000, rate=1e-3, warmup=100),
+        dense=Optimisation(steps=8000, rate=3e-3),
+        learning=Optimisation(steps=2000, rate=1.5e-3, warmup=100),
+        precision="bf16",
         seed=seed,
     )
 
 
-TUNING = {"steps": 1500, "rate": 7e-4, "warmup": 100}
+TUNING = {"steps": 2000, "rate": 1e-3, "warmup": 100}
+
+
+LEARNED = ("joint", "prune", "share", *ABLATIONS)
+"""Methods that depend on how a structure is learned."""
 
 
 def key_of(cell: Cell) -> str:
-    """The cell's name: readable, with a hash of every setting behind it."""
-    config = base_config(cell.seed)
-    settings = json.dumps([config.model_dump(mode="json"), TUNING], sort_keys=True)
-    return f"{cell.method}-{cell.keep:.2f}-{cell.seed}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+    """The cell's name: readable, with a hash of every setting that it depends on behind it."""
+    settings = base_config(cell.seed).model_dump(mode="json")
+    if cell.method not in LEARNED:
+        del settings["structure"]
+    return f"{cell.method}-{cell.keep:.2f}-{cell.seed}-{_digest([settings, TUNING])}"
+
+
+def dense_key(seed: int) -> str:
+    """The name of a seed's dense model, with a hash of what its pre-training depends on."""
+    settings = base_config(seed).model_dump(mode="json")
+    return f"dense-{seed}-{_digest([settings[name] for name in ('model', 'data', 'dense', 'precision', 'seed')])}"
+
+
+def _digest(settings: object) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def stored(store: Path) -> dict[Cell, dict[str, Any]]:

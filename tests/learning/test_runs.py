@@ -1,0 +1,329 @@
+"""Whole runs: what they leave in their folders, that they go on, what they refuse; and every method."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from inarch.learning.config import LearnConfig, Optimisation, TuneConfig
+from inarch.learning.gates import Hard
+from inarch.learning.harden import as_plan
+from inarch.learning.methods import LEARNED, METHODS, narrowed, obtain
+from inarch.learning.models import build
+from inarch.learning.models.examples import run_eager
+from inarch.learning.plots import plot_run, plot_structure, site_shares
+from inarch.learning.runs import (
+    Workshop,
+    backbone_parameters,
+    gate_space,
+    judge,
+    learn,
+    model_weights,
+    read_run,
+    read_weights,
+    replaced,
+    structured_model,
+    task_of,
+    tune,
+    tune_weights,
+)
+from inarch.learning.trainer import accelerator
+from inarch.structure.errors import InarchError
+from inarch.structure.plan import Plan, load_plan
+
+from tests.learning import tiny
+from tests.learning.exported import compiled, distance, off_plan
+
+BRIEF = Optimisation(steps=4, warmup=1, rate=3e-3)
+
+
+class Untouched(Exception):
+    pass
+
+
+def never(*_: object) -> None:
+    raise Untouched
+
+
+@pytest.fixture(scope="module")
+def folder(shop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run."""
+    made = tmp_path_factory.mktemp("runs") / "run"
+    learn(tiny.CONFIG, made, device="cpu")
+    return made
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "tensorboard" not in str(path)
+    )
+
+
+def test_what_a_run_leaves(folder: Path, shop: Workshop) -> None:
+    logs = ["dense/log.csv", "learning/checkpoint.pt", "learning/log.csv"]
+    assert names(folder) == sorted(["config.json", "dense.safetensors", "plan.json", "weights.safetensors", *logs])
+    assert read_run(folder) == tiny.CONFIG
+    # Every default is written, so that a later version's others change nothing.
+    assert json.loads((folder / "config.json").read_text())["structure"].keys() == tiny.CONFIG.structure.model_dump().keys()
+    plan, weights = load_plan(folder / "plan.json"), model_weights(read_weights(folder / "weights.safetensors"))
+    assert off_plan(shop.model, weights, plan) == []
+    assert plan.expect is not None
+    assert abs(plan.expect.parameters - 0.75 * shop.table.parameters) < 0.03 * shop.table.parameters
+
+
+def test_the_same_run_again_is_the_same(folder: Path, tmp_path: Path) -> None:
+    learn(tiny.CONFIG, tmp_path, device="cpu")
+    for name in ("plan.json", "dense.safetensors", "weights.safetensors", "dense/log.csv", "learning/log.csv"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+    other = tiny.config(seed=1)
+    learn(other, tmp_path / "other", device="cpu")
+    first, second = (read_weights(place / "dense.safetensors") for place in (tmp_path, tmp_path / "other"))
+    assert all((second[name] != value).any() for name, value in first.items() if name.startswith("auxiliary.cell."))
+
+
+def test_a_complete_run_is_not_done_again(folder: Path) -> None:
+    before = {name: (folder / name).read_bytes() for name in names(folder)}
+    hardened = learn(tiny.CONFIG, folder, device="cpu", progress=never)
+    assert {name: (folder / name).read_bytes() for name in names(folder)} == before
+    assert hardened.plan == load_plan(folder / "plan.json")
+
+
+@pytest.mark.parametrize("stop", [("dense", 5), ("learning", 4)])
+def test_a_killed_run_goes_on(folder: Path, tmp_path: Path, stop: tuple[str, int]) -> None:
+    def kill(phase: str, done: int, _: int) -> None:
+        if (phase, done) == stop:
+            raise Untouched
+
+    with pytest.raises(Untouched):
+        learn(tiny.CONFIG, tmp_path, device="cpu", progress=kill)
+    learn(tiny.CONFIG, tmp_path, device="cpu")
+    for name in ("plan.json", "weights.safetensors", "learning/log.csv"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_dense_weights_of_another_run(folder: Path, tmp_path: Path) -> None:
+    config = tiny.config(weights=str(folder / "dense.safetensors"))
+    learn(config, tmp_path, device="cpu")
+    for name in ("plan.json", "weights.safetensors"):
+        # All but where the weights came from is equal.
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+    assert not (tmp_path / "dense").exists()
+
+
+def test_another_run_in_the_folder_is_refused(folder: Path) -> None:
+    before = (folder / "config.json").read_bytes()
+    with pytest.raises(InarchError, match="another run is here, with another seed"):
+        learn(tiny.config(seed=1), folder, device="cpu", progress=never)
+    assert (folder / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "nosuch"}, "no such preset"),
+        ({"data": {"side": 50}}, "patches"),
+        ({"data": {"scenes": 20}}, "leave 2"),
+        ({"data": {"level": "odd"}}, "no level"),
+        ({"model": "small-glip"}, "multiple of 32"),
+    ],
+)
+def test_what_cannot_be_set_up_leaves_no_folder(shop: Workshop, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InarchError, match=message):
+        learn(tiny.config(**changes), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x00" * 64])
+def test_weights_that_cannot_be_read(shop: Workshop, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "dense.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InarchError, match=r"dense\.safetensors"):
+        learn(tiny.config(weights=str(path)), tmp_path / "run", device="cpu")
+
+
+def test_another_models_weights(folder: Path, shop: Workshop) -> None:
+    weights = model_weights(read_weights(folder / "weights.safetensors"))
+    weights.pop("query_embed.weight")
+    with pytest.raises(InarchError, match=r"another model's: Missing key.*query_embed"):
+        shop.build(weights)
+
+
+def test_backbones_alone(folder: Path, shop: Workshop) -> None:
+    plan = load_plan(folder / "plan.json")
+    own, kept = backbone_parameters(plan, shop.table)
+    inside = [s for s in shop.table.sites if not s.name.startswith(("transformer.encoder.", "transformer.decoder."))]
+    assert own == sum(site.parameters for site in inside)
+    assert plan.expect is not None
+    # What is saved outside of the backbones is the rest of what is saved.
+    assert plan.expect.parameters <= shop.table.parameters - (own - kept)
+    nothing = plan.model_copy(update={"sites": {}, "expect": None})
+    assert backbone_parameters(nothing, shop.table) == (own, own)
+
+
+def test_pictures(folder: Path, tmp_path: Path) -> None:
+    plot_run(folder, tmp_path / "curves.png")
+    plot_structure(load_plan(folder / "plan.json"), tmp_path / "structure.png")
+    assert all((tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in ("curves.png", "structure.png"))
+    with pytest.raises(InarchError, match="no log"):
+        plot_run(tmp_path, tmp_path / "curves.png")
+
+
+def test_parts_of_units(folder: Path) -> None:
+    plan = load_plan(folder / "plan.json")
+    for name, site in plan.sites.items():
+        kept, shared = site_shares(plan, name)
+        sizes = {axis: value for axis, value in site.axes.items() if axis != "head"}
+        assert kept == pytest.approx(sum(len(v.kept) for v in sizes.values()) / sum(v.size for v in sizes.values()))
+        assert 0 <= shared <= kept <= 1
+
+
+@pytest.mark.parametrize(("kind", "distil"), [("referring", 0.0), ("vqa", 1.0), ("grounding", 0.5)])
+def test_tuning_keeps_the_structure(folder: Path, shop: Workshop, tmp_path: Path, kind: Any, distil: float) -> None:
+    judged = tune(folder, TuneConfig(kind=kind, optimisation=BRIEF, distil=distil), tmp_path / "tuned", device="cpu")
+    assert names(tmp_path / "tuned") == ["checkpoint.pt", "config.json", "evaluation.json", "log.csv", "weights.safetensors"]
+    written = json.loads((tmp_path / "tuned" / "evaluation.json").read_text())
+    assert written == {"task": f"scenes/{kind}", "headline": judged.headline, "overall": dict(judged.overall)}
+    plan, whole = load_plan(folder / "plan.json"), read_weights(tmp_path / "tuned" / "weights.safetensors")
+    weights, before = model_weights(whole), model_weights(read_weights(folder / "weights.safetensors"))
+    assert any((weights[name] != value).any() for name, value in before.items())
+    assert off_plan(shop.model, weights, plan) == []
+    assert judge(shop, whole, kind).overall == judged.overall
+    feeds = task_of(tiny.CONFIG, kind).feeds(np.arange(5))
+    structured = structured_model(folder, tmp_path / "tuned")(feeds)
+    assert distance(structured, run_eager(shop.build(weights).eval(), feeds)) < 1e-5
+    assert distance(compiled(shop.model, weights, plan).run(feeds), structured) < 1e-5
+
+
+def test_tuning_stores_what_the_plan_does(folder: Path, shop: Workshop, tmp_path: Path) -> None:
+    plan = load_plan(folder / "plan.json")
+    tune(folder, TuneConfig(optimisation=BRIEF), tmp_path, device="cpu")
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]["module"]
+    trainee = shop.trainee(shop.scenes.course("referring"))
+    beside = sum(p.numel() for p in trainee.parameters()) - sum(p.numel() for p in trainee.model.parameters())
+    outside = sum(p.numel() for p in trainee.model.parameters()) - shop.table.parameters
+    assert plan.expect is not None
+    assert sum(value.numel() for value in saved.values()) - beside - outside == plan.expect.parameters
+
+
+def test_tuning_the_dense_model(folder: Path, shop: Workshop, tmp_path: Path) -> None:
+    judged = tune(folder, TuneConfig(kind="vqa", optimisation=BRIEF), tmp_path, dense=True, device="cpu")
+    assert judged.headline == "accuracy"
+    assert off_plan(shop.model, model_weights(read_weights(tmp_path / "weights.safetensors")), load_plan(folder / "plan.json"))
+    with pytest.raises(InarchError, match="another run is here, with another dense"):
+        tune(folder, TuneConfig(kind="vqa", optimisation=BRIEF), tmp_path, device="cpu")
+
+
+def test_a_killed_tuning_goes_on(folder: Path, tmp_path: Path) -> None:
+    config = TuneConfig(optimisation=BRIEF.model_copy(update={"interval": 2}), distil=0.5)
+
+    def kill(_: str, done: int, __: int) -> None:
+        if done == 3:
+            raise Untouched
+
+    tune(folder, config, tmp_path / "whole", device="cpu")
+    with pytest.raises(Untouched):
+        tune(folder, config, tmp_path / "killed", device="cpu", progress=kill)
+    tune(folder, config, tmp_path / "killed", device="cpu")
+    for name in ("weights.safetensors", "log.csv", "evaluation.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_tuning_what_is_not_complete(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InarchError, match="no run here"):
+        tune(tmp_path, TuneConfig(), tmp_path / "tuned", device="cpu")
+    shutil.copy(folder / "config.json", tmp_path)
+    with pytest.raises(InarchError, match="is not there"):
+        tune(tmp_path, TuneConfig(), tmp_path / "tuned", device="cpu")
+    assert not (tmp_path / "tuned").exists()
+    with pytest.raises(InarchError, match="no detection with MDETR"):
+        tune(folder, TuneConfig(kind="detection"), tmp_path / "tuned", device="cpu")
+
+
+def test_a_heavy_plan_can_be_tuned(shop: Workshop, tmp_path: Path) -> None:
+    """Of two whole sites nothing is left: their parameters are empty."""
+    dense = shop.trainee(shop.scenes.course("grounding")).state_dict()
+    space = gate_space(_with(shop, sharing="none"))
+    keep = {key: np.ones(spec.heads * spec.per_head, np.bool_) for key, spec in space.axes.items()}
+    gone = [key for key in keep if key[0] in ("backbone.0.body.layers.1.attn", "transformer.encoder.layers.0.ffn")]
+    assert len(gone) == 3
+    for key in gone:
+        keep[key][:] = False
+    plan = as_plan(space, Hard(keep, {key: ~mask & False for key, mask in keep.items()}), "small", {}).plan
+    weights = tune_weights(shop, dense, plan, TuneConfig(optimisation=BRIEF), tmp_path, accelerator("no", "cpu"))
+    assert off_plan(shop.model, model_weights(weights), plan) == []
+
+
+def _with(shop: Workshop, **structure: Any) -> Workshop:
+    return replaced(shop, structure=shop.config.structure.model_copy(update=structure))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method(folder: Path, shop: Workshop, tmp_path: Path, method: str) -> None:
+    dense = read_weights(folder / "dense.safetensors")
+    brief = replaced(shop, learning=shop.config.learning.model_copy(update={"steps": 4}))
+    outcome = obtain(brief, dense, method, tmp_path, accelerator("no", "cpu"))
+    kept = outcome.stored / shop.table.parameters
+    if method == "rule-cross":  # it cannot share more than one backbone
+        assert 0.75 - 0.03 <= kept <= 0.9
+    else:
+        assert abs(kept - (1.0 if method == "dense" else 0.75)) < 0.03
+    assert outcome.planned == outcome.stored
+    assert (outcome.plan is None) == (method in ("dense", "scratch"))
+    if outcome.plan is not None:
+        assert off_plan(shop.model, model_weights(outcome.weights), outcome.plan) == []
+        _check_kind(method, outcome.plan)
+    assert judge(outcome.shop, outcome.weights, "grounding", limit=4).headline == "recall@1"
+
+
+def _check_kind(method: str, plan: Plan) -> None:
+    axes = [axis for site in plan.sites.values() for name, axis in site.axes.items() if name != "head"]
+    shares, prunes = any(axis.share for axis in axes), any(len(axis.kept) < axis.size for axis in axes)
+    if method in ("prune", "magnitude", "uniform"):
+        assert (shares, prunes) == (False, True)
+    if method in ("share", "rule-layer", "rule-cross"):
+        assert (shares, prunes) == (True, False)
+
+
+def test_there_is_no_other_method(folder: Path, shop: Workshop, tmp_path: Path) -> None:
+    with pytest.raises(InarchError, match="no method 'luck'"):
+        obtain(shop, read_weights(folder / "dense.safetensors"), "luck", tmp_path, accelerator("no", "cpu"))
+    assert set(LEARNED) < set(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("small", 0.2),
+        ("small", 0.6),
+        ("mdetr-tiny", 0.2),
+        ("mdetr-tiny", 0.6),
+        ("mdetr-tiny", 0.75),
+        ("mdetr-vit-s-minilm", 0.35),
+    ],
+)
+def test_narrowed_models_have_the_size(small_presets: None, name: str, part: float) -> None:
+    whole: Any = build(name, device="meta").config
+    target = part * sum(p.numel() for p in build(whole, device="meta").parameters())
+    config = narrowed(whole, target)
+    count = sum(p.numel() for p in build(config, device="meta").parameters())
+    assert count == pytest.approx(target, rel=0.01)
+    assert (config.encoder_layers, config.queries) == (whole.encoder_layers, whole.queries)
+    assert config.width < whole.width
+
+
+def test_what_cannot_be_narrowed() -> None:
+    for name in ("mdetr-tiny-resnet", "glip-tiny"):
+        with pytest.raises(InarchError, match="only an MDETR of transformers"):
+            narrowed(build(name, device="meta").config, 1e5)
+
+
+def test_settings_in_order() -> None:
+    with pytest.raises(ValueError, match="cannot arrive"):
+        LearnConfig.model_validate({"structure": {"freeze": 0.8, "arrive": 0.5}})

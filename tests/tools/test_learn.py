@@ -1,0 +1,246 @@
+"""``inarch learn`` and ``inarch tune`` on a model of a second's training; and the accuracy benchmark's table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from inarch.runtime.session import Session
+from inarch.structure.plan import load_plan
+from inarch.tools.benchmarks.accuracy_grid import Cell
+from inarch.tools.benchmarks.accuracy_report import compare, pack, table_rows, unpack, write_report
+
+from tests.tools.conftest import Run
+
+pytest.importorskip("torch")
+pytest.importorskip("accelerate")
+
+SMALL = ["--model", "small", "--level", "easy", "--steps", "4,6", "--keep", "0.75"]
+SETS = ["data.scenes=60", "data.held_out=8", "data.texts=2", "data.judged=2", "data.images=4", "data.each=2", "dense.warmup=1"]
+OPTIONS = [*SMALL, *(part for setting in SETS for part in ("--set", setting))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_presets() -> Iterator[None]:
+    from inarch.learning import runs
+
+    from tests.learning import tiny
+    from tests.learning.exported import export
+
+    with tiny.presets(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "export_model", export)
+        yield
+
+
+@pytest.fixture
+def learned(tmp_path: Path, inarch: Run) -> Path:
+    folder = tmp_path / "run"
+    done = inarch("learn", *OPTIONS, "--out", folder)
+    assert done.code == 0, done.err
+    assert "parameters stored" in done.out
+    assert "inarch tune" in done.out
+    return folder
+
+
+def test_the_whole_way(learned: Path, tmp_path: Path, inarch: Run) -> None:
+    config = json.loads((learned / "config.json").read_text())
+    assert (config["model"], config["structure"]["keep"], config["data"]["scenes"]) == ("small", 0.75, 60)
+    assert (config["dense"]["steps"], config["learning"]["steps"], config["dense"]["warmup"]) == (4, 6, 1)
+    assert all((learned / name).stat().st_size for name in ("plan.json", "weights.safetensors", "curves.png", "structure.png"))
+
+    again = inarch("learn", "--out", learned, "--resume", "--json")
+    assert again.code == 0, again.err
+    document = json.loads(again.out)
+    plan = load_plan(learned / "plan.json")
+    assert plan.expect is not None
+    assert document["format"] == "inarch.learn/1"
+    assert document["config"] == config
+    assert document["stored"] == plan.expect.parameters
+    assert document["backbones_kept"] <= document["backbones"] < document["parameters"]
+
+    tuned = inarch("tune", learned, "--task", "referring", "--steps", "3", "--json")
+    assert tuned.code == 0, tuned.err
+    document = json.loads(tuned.out)
+    assert (document["format"], document["task"]) == ("inarch.tune/1", "scenes/referring")
+    assert "precision@1" in document["overall"]
+    model = Path(document["model"])
+    assert model == learned / "referring" / "model.onnx"
+
+    out = tmp_path / "compiled.onnx"
+    assert inarch("compile", model, learned / "plan.json", "--out", out).code == 0
+    assert Session(out).outputs == Session(model).outputs
+    shown = inarch("tune", learned, "--task", "vqa", "--steps", "2", "--distil", "0.5", "--dense", "--out", tmp_path / "vqa")
+    assert shown.code == 0, shown.err
+    assert "accuracy" in shown.out
+    assert (tmp_path / "vqa" / "model.onnx").exists()
+
+
+@pytest.mark.parametrize("command", ["learn", "tune"])
+def test_help_explains_every_option(inarch: Run, command: str) -> None:
+    done = inarch(command, "--help")
+    assert done.code == 0
+    assert "--json" in done.out
+    assert all(len(line) <= 80 for line in done.out.splitlines())
+
+
+def test_options_go_before_a_configuration(tmp_path: Path, inarch: Run) -> None:
+    from inarch.learning.config import read_config
+
+    from tests.learning import tiny
+
+    path = tmp_path / "config.json"
+    path.write_text(tiny.config(learning={"steps": 3}).model_dump_json())
+    assert read_config(path) == tiny.config(learning={"steps": 3})
+    out = tmp_path / "run"
+    done = inarch("learn", "--config", path, "--seed", "2", "--sharing", "none", "--set", "structure.weight=3", "-o", out)
+    assert done.code == 0, done.err
+    expected = tiny.config(learning={"steps": 3}, seed=2, structure={"sharing": "none", "weight": 3.0})
+    assert read_config(out / "config.json") == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "nosuch"], "no such preset"),
+        (["--level", "odd"], "no level"),
+        (["--set", "structure.nosuch=1"], "no such setting"),
+        (["--set", "nosuch.keep=1"], "no such setting"),
+        (["--set", "structure.keep.x=1"], "no such setting"),
+        (["--set", "structure.keep"], "NAME=VALUE"),
+        (["--set", "structure.keep=half"], "structure.keep"),
+        (["--set", "structure.generator=luck"], "structure.generator"),
+        (["--set", "structure.arrive=0.1"], "before the gates are frozen"),
+        (["--set", "data.scenes=20"], "20 scenes leave 2"),
+        (["--keep", "0"], "structure.keep"),
+        (["--keep", "1.5"], "structure.keep"),
+        (["--steps", "3"], "two numbers"),
+        (["--steps", "0,3"], "dense.steps"),
+        (["--seed", "-1"], "--seed"),
+        (["--sharing", "all"], "--sharing"),
+        (["--task", "coco"], "data.task"),
+        (["--device", "tpu"], "no device"),
+        (["--weights", "nosuch.safetensors"], "nosuch.safetensors"),
+        (["--config", "nosuch.json"], "nosuch.json"),
+    ],
+    ids=lambda value: "-".join(value).strip("-") if isinstance(value, list) else "",
+)
+def test_mistakes_are_named(tmp_path: Path, inarch: Run, options: list[str], message: str) -> None:
+    done = inarch("learn", *OPTIONS, *options, "--out", tmp_path / "run")
+    assert done.code == 2
+    assert done.out == ""
+    assert message in " ".join(done.err.split()), done.err
+    assert not (tmp_path / "run" / "plan.json").exists()
+    if "--weights" not in options:
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_configuration_that_is_wrong(tmp_path: Path, inarch: Run) -> None:
+    path = tmp_path / "config.json"
+    for content, message in (('{"structure": {"kep": 1}}', "structure.kep"), ("{", "config.json"), ('{"seed": -1}', "seed")):
+        path.write_text(content)
+        done = inarch("learn", "--config", path, "-o", tmp_path / "run")
+        assert done.code == 2
+        assert message in " ".join(done.err.split())
+
+
+def test_a_run_goes_on_with_its_own_settings(tmp_path: Path, inarch: Run, learned: Path) -> None:
+    for arguments, message in (
+        (["--out", learned, "--resume", "--keep", "0.5"], "goes on with the settings"),
+        (["--out", tmp_path / "none", "--resume"], "no run here"),
+        ([*OPTIONS, "--out", learned, "--seed", "3"], "another run is here, with another seed"),
+    ):
+        done = inarch("learn", *arguments)
+        assert done.code == 2
+        assert message in " ".join(done.err.split())
+    for options, message in (
+        (["--rate", "0"], "optimisation.rate"),
+        (["--precision", "int8"], "precision"),
+        (["--task", "detection"], "no detection with MDETR"),
+        (["--task", "captions"], "--task"),
+    ):
+        done = inarch("tune", learned, *options)
+        assert done.code == 2, options
+        assert message in " ".join(done.err.split())
+    assert inarch("tune", tmp_path / "nosuch").code == 2
+    assert not (learned / "referring").exists()
+
+
+def cells(seeds: int = 3, samples: int = 120) -> dict[Cell, dict[str, Any]]:
+    """Dense, ours and one other, made by hand."""
+    made = {}
+    for number, (method, keep, chance) in enumerate((("dense", 1.0, 0.8), ("joint", 0.6, 0.75), ("prune", 0.6, 0.6))):
+        for seed in range(seeds):
+            rng = np.random.default_rng([number, seed])
+            tasks = {}
+            for kind in ("referring", "vqa"):
+                right = rng.random(samples) < chance
+                tasks[kind] = {"overall": {}, "right": pack(right), "samples": samples, "raw": right.astype(float)}
+            made[Cell(method, keep, seed)] = {
+                "parameters": 1000,
+                "stored": int(1000 * keep) + seed,
+                "grounding": chance - 0.01 * seed,
+                "seconds": 60,
+                "tasks": tasks,
+            }
+    return made
+
+
+def interval(first: list[Any], second: list[Any]) -> str:
+    """The mean difference in per cent with the wider of two intervals, written out."""
+    means = [float(np.mean(b - a)) for a, b in zip(first, second, strict=True)]
+    apart = np.concatenate(second) - np.concatenate(first)
+    half = 1.959963984540054 * apart.std(ddof=1) / len(apart) ** 0.5
+    if len(means) > 1:
+        half = max(half, float(stats.t.ppf(0.975, len(means) - 1)) * float(np.std(means, ddof=1)) / len(means) ** 0.5)
+    mean = float(np.mean(means))
+    return f"{100 * mean:+.2f} [{100 * (mean - half):+.2f}, {100 * (mean + half):+.2f}]"
+
+
+def raw(made: dict[Cell, dict[str, Any]], method: str, kind: str) -> list[Any]:
+    return [data["tasks"][kind]["raw"] for cell, data in made.items() if cell.method == method]
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_tables_figures(seeds: int) -> None:
+    made = cells(seeds)
+    rows = {row[0]: row for row in table_rows(made, ("referring", "vqa"))}
+    assert list(rows) == ["dense", "joint", "prune"]
+    for method, keep, chance in (("dense", 1.0, 0.8), ("joint", 0.6, 0.75), ("prune", 0.6, 0.6)):
+        row = rows[method]
+        middle = (seeds - 1) / 2
+        assert row[1:5] == [f"{keep:.2f}", f"{100 * keep + middle / 10:.1f}", str(seeds), f"{100 * chance - middle:.2f}"]
+        for place, kind in ((5, "referring"), (8, "vqa")):
+            mine, dense, ours = (raw(made, name, kind) for name in (method, "dense", "joint"))
+            assert row[place] == f"{100 * np.mean([one.mean() for one in mine]):.2f}"
+            assert row[place + 1] == ("" if method == "dense" else interval(dense, mine))
+            assert row[place + 2] == (interval(mine, ours) if method == "prune" else "")
+
+
+def test_only_common_seeds_are_compared() -> None:
+    made = cells(3)
+    del made[Cell("prune", 0.6, 1)]
+    found = compare(made, ("prune", 0.6), ("joint", 0.6), "vqa")
+    assert found is not None
+    assert found.samples == 240
+    assert compare(made, ("prune", 0.5), ("joint", 0.6), "vqa") is None
+
+
+def test_rights_are_packed_and_unpacked() -> None:
+    right = np.random.default_rng(0).random(77) < 0.5
+    assert unpack(pack(right), 77).tolist() == right.astype(float).tolist()
+
+
+def test_the_report_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_report(cells(), tmp_path)
+    text = (tmp_path / "accuracy.md").read_text()
+    assert "9 cells, 120 held-out samples a task" in text
+    assert (tmp_path / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
+    assert all(f"| {method} |" in text for method in ("dense", "joint", "prune"))
+    write_report({}, tmp_path / "none")
+    assert "no cell is stored yet" in capsys.readouterr().out
