@@ -33,6 +33,10 @@ def budget(parameters: Tensor, target: float) -> Tensor:
 def effective_rows(space: GateSpace, units: UnitRows, gates: Gates, parameters: Mapping[str, Tensor]) -> tuple[Rows, Rows]:
     """Weight vectors under gates: ``m (s base + (1 - s) own)``, with precedence pruned, shared, private (ours).
 
+    Of a unit's vectors, m scales only the one that the unit's output goes through (down, o, k; the first in the order of roles):
+    the function is the same as if all were scaled, and a pruned unit still has a gradient that can bring it back. Scaled on both
+    sides, it would be the product of two zeros.
+
     Returns:
         Rows [N, D] and bias factors [N] for :meth:`UnitRows.write`; differentiable in gates and parameters.
     """
@@ -45,7 +49,8 @@ def effective_rows(space: GateSpace, units: UnitRows, gates: Gates, parameters: 
         mixed = own[key]
         if spec.base is not None:
             mixed = torch.lerp(mixed, own[spec.base], gates.share[spec.units].to(mixed)[:, None])
-        rows[key] = mixed * keep.to(mixed)[:, None]
+        out = units.slots[key][0].columns
+        rows[key] = torch.cat((mixed[:, :out] * keep.to(mixed)[:, None], mixed[:, out:]), 1)
         factors[key] = keep
     return rows, factors
 

@@ -245,9 +245,9 @@ class LearnPhase:
         """Harden at the budget; where slots are filled, bring units to the places that the structure is meant for."""
         pruned = self.harden(finished=False).hard
         filled, orders = fill(self.space, pruned, self._filled)
-        moments = [self._moments(name) for name in ("exp_avg", "exp_avg_sq")]
         average = {key.removeprefix("model."): value for key, value in self._weights.average.items()}
-        permute(self.units, orders, [self._parameters(), *moments, average] if average else [self._parameters(), *moments])
+        beside = [self._moments("exp_avg"), self._moments("exp_avg_sq"), average]
+        permute(self.units, orders, [self._parameters(), *(values for values in beside if values)])
         self._hard = filled if orders else pruned
 
     def _moments(self, name: str) -> dict[str, Tensor]:

@@ -57,19 +57,19 @@ def test_the_budget_is_a_ratio_on_both_sides(count: float, target: float) -> Non
 
 
 def naive_rows(gates: GateSpace, units: UnitRows, hard: Hard, parameters: dict[str, Tensor]) -> dict[tuple[str, str], Tensor]:
-    """Unit by unit: pruned, else the base's, else its own."""
+    """Unit by unit: the base's, else its own; where it is pruned, without the vector that its output goes through."""
     result = {}
     for key, spec in gates.axes.items():
         own = units.read(key, parameters)
         rows = np.zeros(tuple(own.shape), np.float32)
         for unit in range(len(rows)):
-            if not hard.keep[key][unit]:
-                continue
             if hard.share[key][unit]:
                 assert spec.base is not None
                 rows[unit] = units.read(spec.base, parameters)[unit].numpy()
             else:
                 rows[unit] = own[unit].numpy()
+            if not hard.keep[key][unit]:
+                rows[unit, : units.slots[key][0].columns] = 0
         result[key] = torch.from_numpy(rows)
     return result
 
@@ -262,3 +262,18 @@ def test_the_penalty_has_a_gradient_where_it_is_zero() -> None:
     align(gates, units, hard, parameters_of(module), 1.0)
     torch.autograd.backward(alignment(gates, units, hard, parameters))
     assert all(p.grad is None or bool((p.grad == 0).all()) for p in parameters.values())
+
+
+def test_a_pruned_unit_has_a_way_back() -> None:
+    table = table_of([ffn("text.layer.0.ffn", 8, 64)])
+    gates, module = GateSpace(table, ()), bare(table)
+    units, parameters = UnitRows(table, module), parameters_of(module)
+    logits = gates.offsets(3, 0, 0)
+    logits[:32] = -3.0
+    logits.requires_grad_()
+    written = units.write(*effective_rows(gates, units, gates.gates(logits), parameters), parameters)
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+    up, bias, down = (written[f"text.layer.0.ffn.{name}"] for name in ("up.weight", "up.bias", "down.weight"))
+    torch.autograd.backward((torch.nn.functional.gelu(x @ up.T + bias) @ down.T).square().sum())
+    assert logits.grad is not None
+    assert bool((logits.grad[:32] != 0).all())

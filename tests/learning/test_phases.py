@@ -44,8 +44,9 @@ def finish(phase: LearnPhase) -> tuple[Hardened, dict[str, Tensor]]:
         ({"sharing": "none", "keep": 0.5}, 0.0),
         ({"prune": False, "keep": 0.8, "matching": False}, 0.0),
         ({"gather": 0.2, "fill": "all", "keep": 0.5}, 0.9),
+        ({"fill": "all", "keep": 0.6, "freeze": 0.01}, 0.0),
     ],
-    ids=["aligned", "pulled", "hardened", "frozen last", "pruned", "shared", "filled"],
+    ids=["aligned", "pulled", "hardened", "frozen last", "pruned", "shared", "filled", "frozen first"],
 )
 def test_weights_end_on_the_plan(shop: Workshop, settings: dict[str, Any], average: float) -> None:
     phase = tiny.learning(shop, average=average, **settings)
@@ -68,7 +69,7 @@ def test_without_alignment_weights_are_free_until_the_last_step(shop: Workshop) 
 
 def test_weights_move_to_the_structure_on_a_straight_line(shop: Workshop) -> None:
     """With a rate of next to nothing only the alignment moves them: a half, then a third of what is left, then all."""
-    phase = tiny.learning(shop, steps=10, freeze=0.4, arrive=0.7)
+    phase = tiny.learning(shop, steps=10, freeze=0.4, arrive=0.7, fill="none")
     phase.settings = phase.settings.model_copy(update={"rate": 1e-12, "decay": 0.0})
     phase._weights.settings = phase.settings
     seen = []

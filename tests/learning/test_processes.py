@@ -27,8 +27,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def pair(shop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which two processes have trained; torchrun looks for a free port itself."""
     folder = tmp_path_factory.mktemp("pair")
-    # The child makes its own scenes: they depend on the settings alone.
-    (folder / "shop.pickle").write_bytes(pickle.dumps(replace(shop, scenes=Scenes(shop.scenes.settings))))
+    # The child makes its own scenes, which depend on the settings alone, and what is cached at the sites.
+    table = replace(shop.table, sites=tuple(replace(site) for site in shop.table.sites))
+    (folder / "shop.pickle").write_bytes(pickle.dumps(replace(shop, scenes=Scenes(shop.scenes.settings), table=table)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "tests.learning.processes", str(folder)]
     hidden = {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK"}
