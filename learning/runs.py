@@ -13,8 +13,6 @@ from typing import Any
 import onnx_ir
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from inarch.frontends.canonicalize import discover_canonical
@@ -38,6 +36,7 @@ from inarch.learning.tasks.scenes.detection import Aim
 from inarch.learning.tasks.trainee import Trainee
 from inarch.learning.trainer import CHECKPOINT, Progress, accelerator, run
 from inarch.learning.unit_rows import UnitRows
+from inarch.learning.weights import keep_weights, load_weights, model_weights, read_weights, weights_of
 from inarch.runtime.accuracy import Arrays, Evaluation, Model, Task, evaluate
 from inarch.structure.errors import InarchError
 from inarch.structure.lowering import lower
@@ -149,7 +148,7 @@ def train_dense(shop: Workshop, folder: Path, place: Accelerator, progress: Prog
         run(phase, folder / "dense", main=place.is_main_process, progress=progress)
     state = weights_of(trainee)
     if place.is_main_process:
-        _keep(state, done)
+        keep_weights(state, done)
         (folder / "dense" / CHECKPOINT).unlink(missing_ok=True)
     place.wait_for_everyone()
     return state
@@ -202,7 +201,7 @@ def learn(config: LearnConfig, folder: Path, *, device: str | None = None, progr
     dense = train_dense(shop, folder, place, progress)
     hardened, weights = train_structure(shop, dense, folder, place, progress)
     if place.is_main_process:
-        _keep(weights, folder / WEIGHTS)
+        keep_weights(weights, folder / WEIGHTS)
         save_plan(hardened.plan, folder / PLAN)
     return hardened
 
@@ -236,7 +235,7 @@ def tune(
     weights = tune_weights(shop, source, plan, config, folder, place, teacher, progress)
     judged = judge(shop, weights, config.kind)
     if place.is_main_process:
-        _keep(weights, folder / WEIGHTS)
+        keep_weights(weights, folder / WEIGHTS)
         summary = {"task": judged.task, "headline": judged.headline, "overall": dict(judged.overall)}
         (folder / "evaluation.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return judged
@@ -285,11 +284,6 @@ def tune_weights(
             for name, parameter in trainee.named_parameters():
                 parameter.copy_(dense[name])
     return weights_of(trainee)
-
-
-def model_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The model's own part of a trainee's weights."""
-    return {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
 
 
 def backbone_parameters(plan: Plan, table: SiteTable) -> tuple[int, int]:
@@ -374,47 +368,6 @@ def _claim(document: Mapping[str, Any], folder: Path, place: Accelerator) -> Non
         part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         os.replace(part, folder / CONFIG)
     place.wait_for_everyone()
-
-
-def _keep(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write weights; the file is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file(dict(state), part)
-    os.replace(part, path)
-
-
-def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """A module's weights, on the CPU and its own no longer."""
-    return {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
-
-
-def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str = "weights") -> None:
-    """Give a module weights.
-
-    Raises:
-        InarchError: names or shapes are others.
-    """
-    try:
-        module.load_state_dict(dict(weights))
-    except RuntimeError as error:
-        lines = str(error).splitlines()
-        reason = (lines[1] if len(lines) > 1 else lines[0]).strip()
-        raise InarchError(f"these are another model's: {reason[:200]}", where=source) from None
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Weights from a file.
-
-    Raises:
-        InarchError: it cannot be read, or is not there: the run that makes it is not complete.
-    """
-    if not path.exists():
-        raise InarchError("is not there", where=str(path), hint="a run that was stopped goes on with inarch learn --resume")
-    try:
-        return load_file(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InarchError(f"cannot be read: {error}", where=str(path)) from None
 
 
 def replaced(shop: Workshop, **changes: Any) -> Workshop:

@@ -21,8 +21,6 @@ from inarch.learning.runs import (
     Workshop,
     judge,
     learn,
-    model_weights,
-    read_weights,
     structured_model,
     tune,
 )
@@ -34,6 +32,7 @@ from inarch.learning.tasks.glip_targets import encode
 from inarch.learning.tasks.glip_trainee import GlipTrainee, start_boxes
 from inarch.learning.tasks.scenes.detection import DetectionTask
 from inarch.learning.trainer import accelerator
+from inarch.learning.weights import model_weights, read_weights
 from inarch.runtime.accuracy import Arrays, evaluate
 from inarch.structure.errors import InarchError
 from inarch.structure.plan import load_plan

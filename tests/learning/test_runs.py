@@ -24,9 +24,7 @@ from inarch.learning.runs import (
     gate_space,
     judge,
     learn,
-    model_weights,
     read_run,
-    read_weights,
     replaced,
     structured_model,
     task_of,
@@ -34,6 +32,7 @@ from inarch.learning.runs import (
     tune_weights,
 )
 from inarch.learning.trainer import accelerator
+from inarch.learning.weights import model_weights, read_weights
 from inarch.structure.errors import InarchError
 from inarch.structure.plan import Plan, load_plan
 
