@@ -47,6 +47,8 @@ def fill(space: GateSpace, hard: Hard, axes: Collection[str]) -> tuple[Hard, Ord
             own = int(mine.sum(1).max())
             room = min(int(core[rows].sum(1).min()), spec.per_head - own)
             length = room - room % coarse
+            if len(specs) + 1 > space.limits.max_segments:  # many readers share few different lengths, or segments are too many
+                length = _level(length, int(core[rows].sum(1).min()), coarse, space.limits.max_segments - 1)
             if length == 0:
                 continue
             order = np.tile(np.arange(spec.per_head), (spec.heads, 1))
@@ -65,6 +67,12 @@ def fill(space: GateSpace, hard: Hard, axes: Collection[str]) -> tuple[Hard, Ord
             share[spec.key] = filled.reshape(-1)
             keep[spec.key] = (filled | private).reshape(-1)
     return Hard(keep, share), orders
+
+
+def _level(length: int, core: int, coarse: int, count: int) -> int:
+    """The longest of ``count`` prefixes of a core that is no longer than a length."""
+    levels = [core * i // count - core * i // count % coarse for i in range(count + 1)]
+    return max(level for level in levels if level <= length)
 
 
 def _alive(space: GateSpace, hard: Hard, site: str) -> bool:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FAILED = 1
 KEEP = 0.62
-STEPS = "1500,800,500"
+STEPS = "2000,900,600"
 """Steps of dense pre-training, of learning the structure, and of tuning: what 2 cores do in a few minutes."""
 
 MARGIN = 1e-4
