@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from inarch.learning.gates import GateSpace, Hard
 from inarch.learning.unit_rows import Key, UnitRows
+from inarch.structure.demand import VALUE_AXES
 from inarch.structure.units import Indices
 
 Orders = dict[Key, Indices]
@@ -42,13 +42,12 @@ def fill(space: GateSpace, hard: Hard, axes: Collection[str]) -> tuple[Hard, Ord
             if spec.uniform or not core.any() or not _alive(space, hard, spec.key[0]):
                 continue
             rows = np.flatnonzero(core.any(1))
-            heads = len(rows)
-            _, coarse = space.steps(heads, spec.per_head)
-            own = int(mine.sum(1).max())
-            room = min(int(core[rows].sum(1).min()), spec.per_head - own)
+            _, coarse = space.steps(len(rows), spec.per_head)
+            whole = int(core[rows].sum(1).min())
+            room = min(whole, spec.per_head - int(mine.sum(1).max()))
             length = room - room % coarse
             if len(specs) + 1 > space.limits.max_segments:  # many readers share few different lengths, or segments are too many
-                length = _level(length, int(core[rows].sum(1).min()), coarse, space.limits.max_segments - 1)
+                length = _level(length, whole, coarse, space.limits.max_segments - 1)
             if length == 0:
                 continue
             order = np.tile(np.arange(spec.per_head), (spec.heads, 1))
@@ -77,10 +76,9 @@ def _level(length: int, core: int, coarse: int, count: int) -> int:
 
 def _alive(space: GateSpace, hard: Hard, site: str) -> bool:
     """Whether a site puts out anything; what doesn't is not brought back."""
-    return any(hard.keep[key].any() for key in space.axes if key[0] == site and key[1] in ("hidden", "vo", "vo2"))
+    return any(hard.keep[key].any() for key in space.axes if key[0] == site and key[1] in VALUE_AXES)
 
 
-@torch.no_grad()
 def permute(units: UnitRows, orders: Orders, tensors: Sequence[Mapping[str, Tensor]]) -> None:
     """Permute units in place, in parameters and in whatever is kept for each of them (an optimiser's moments).
 
@@ -90,9 +88,5 @@ def permute(units: UnitRows, orders: Orders, tensors: Sequence[Mapping[str, Tens
         tensors: mappings from the parameters' names to tensors of their shapes.
     """
     for key, order in orders.items():
-        picked = torch.from_numpy(np.asarray(order, np.int64))
         for values in tensors:
-            units.store(key, units.read(key, values)[picked.to(next(iter(values.values())).device)], values)
-            for slot in units.biases[key]:
-                bias = values[slot.param]
-                bias[slot.index] = bias[slot.index][picked.to(bias.device)].clone()
+            units.permute(key, order, values)

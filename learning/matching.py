@@ -58,7 +58,7 @@ def _match_site(base: Site, reader: Site, units: UnitRows, parameters: Mapping[s
     for axis, grid in grids.items():
         per_head = reader.axes[axis].per_head
         order = [g * per_head + _best(grid[h, :, g], free=free[axis])[0] for h, g in enumerate(heads.tolist())]
-        _permute(units, (reader.name, axis), np.concatenate(order), parameters)
+        units.permute((reader.name, axis), np.concatenate(order), parameters)
 
 
 def _directions(units: UnitRows, site: str, axis: str, parameters: Mapping[str, Tensor]) -> Floats:
@@ -79,11 +79,3 @@ def _best(similar: npt.NDArray[np.floating], *, free: bool) -> tuple[Indices, fl
 
 def _has_head_riders(site: Site) -> bool:
     return any(m.has("head") and not any(m.has(axis) for axis in unit_axes(site)) for m in site.members.values())
-
-
-def _permute(units: UnitRows, key: tuple[str, str], order: Indices, parameters: Mapping[str, Tensor]) -> None:
-    picked = torch.from_numpy(order).to(next(iter(parameters.values())).device)
-    units.store(key, units.read(key, parameters)[picked], parameters)
-    for slot in units.biases[key]:
-        bias = parameters[slot.param]
-        bias[slot.index] = bias[slot.index][picked].clone()

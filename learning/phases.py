@@ -319,18 +319,16 @@ class LearnPhase:
         provenance: dict[str, JsonValue] = {"learned": self.structure.model_dump(mode="json"), "seed": self.seed}
         if self._hard is not None:
             return as_plan(self.space, self._hard, self.model, provenance)
-        axes = self._filled
-        found: list[Hard] = []
+        found: list[tuple[Hard, Hard]] = []
 
         def finish(hard: Hard) -> Hard:
-            found.append(hard)
-            return fill(self.space, hard, axes)[0] if axes else hard
+            found.append((hard, fill(self.space, hard, self._filled)[0] if self._filled else hard))
+            return found[-1][1]
 
         done = harden(self.space, self.logits(), self.structure.keep, self.model, provenance, finish)
-        if finished or not axes:
+        if finished:
             return done
-        bare = next(hard for hard in found if _same(fill(self.space, hard, axes)[0], done.hard))
-        return replace(done, hard=bare)
+        return replace(done, hard=next(bare for bare, filled in found if filled is done.hard))
 
     def state(self) -> dict[str, Any]:
         """Weights, hypernetwork, both optimisers, and the gates."""
@@ -357,11 +355,6 @@ class LearnPhase:
 
 _SHUT = 1e4
 _FILLED: Mapping[str, tuple[str, ...]] = {"none": (), "ffn": ("hidden",), "all": ("hidden", "qk", "vo", "vo2")}
-
-
-def _same(one: Hard, other: Hard) -> bool:
-    """Whether two structures are equal."""
-    return all((one.keep[key] == other.keep[key]).all() and (one.share[key] == other.share[key]).all() for key in one.keep)
 
 
 def _logistic(count: int, seed: list[int]) -> Tensor:

@@ -16,9 +16,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from inarch.frontends.canonicalize import discover_canonical
-from inarch.learning.config import DataSettings, LearnConfig, TuneConfig
+from inarch.learning.config import DataSettings, LearnConfig, TuneConfig, read_config
 from inarch.learning.distil import Distilled
-from inarch.learning.families import families
+from inarch.learning.families import families, modality
 from inarch.learning.gates import GateSpace
 from inarch.learning.harden import Hardened
 from inarch.learning.matching import match
@@ -272,17 +272,14 @@ def tune_weights(
     module: nn.Module = trainee
     if teacher is not None and config.distil:
         module = Distilled(trainee, shop.trainee(course, teacher).to(place.device), config.distil)
-    structured = None
+    dense = module
     prefix = "model." if module is trainee else "student.model."
     if plan is not None:
-        module = structured = Structured(module, shop.table, plan, prefix)
+        module = Structured(module, shop.table, plan, prefix)
     phase = WeightPhase(f"tune-{config.kind}", module, course, config.optimisation, place, config.seed)
     run(phase, folder, main=place.is_main_process, progress=progress)
-    if structured is not None:
-        with torch.no_grad():
-            dense = {name.removeprefix("student."): value for name, value in structured.dense().items()}
-            for name, parameter in trainee.named_parameters():
-                parameter.copy_(dense[name])
+    if isinstance(module, Structured):
+        module.write_back(dense)
     return weights_of(trainee)
 
 
@@ -291,8 +288,6 @@ def backbone_parameters(plan: Plan, table: SiteTable) -> tuple[int, int]:
 
     Weight vectors that a backbone shares with what is outside of it count where they are stored first.
     """
-    from inarch.learning.families import modality
-
     inside = {site.name for site in table.sites if modality(site.name) != "both"}
     own = sum(site.parameters for site in table.sites if site.name in inside)
     only = plan.model_copy(update={"sites": {name: site for name, site in plan.sites.items() if name in inside}})
@@ -336,8 +331,6 @@ def read_run(folder: Path) -> LearnConfig:
     Raises:
         InarchError: there is none.
     """
-    from inarch.learning.config import read_config
-
     path = folder / CONFIG
     if not path.exists():
         raise InarchError("there is no run here", where=str(folder), hint="inarch learn --out makes one")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from inarch.structure.demand import unit_axes
 from inarch.structure.errors import BindingError
 from inarch.structure.sites import Member, Site, SiteTable
+from inarch.structure.units import Indices
 
 Key = tuple[str, str]
 """(site name, axis name)."""
@@ -104,6 +105,19 @@ class UnitRows:
         for slot in self.slots[key]:
             _store(slot, parameters[slot.param], rows[:, start : start + slot.columns])
             start += slot.columns
+
+    @torch.no_grad()
+    def permute(self, key: Key, order: Indices, parameters: Mapping[str, Tensor]) -> None:
+        """Permute an axis's units, biases too, in the parameters themselves (or in moments of their shapes).
+
+        Args:
+            key: the axis.
+            order: the unit that comes to each place, [N].
+            parameters: tensors by the parameters' names.
+        """
+        for slot in (*self.slots[key], *self.biases[key]):
+            now = _take(slot, parameters[slot.param])
+            _store(slot, parameters[slot.param], now[torch.from_numpy(order).to(now.device)])
 
     @torch.no_grad()
     def fade(self, key: Key, keep: Tensor, fraction: float, parameters: Mapping[str, Tensor]) -> None:
