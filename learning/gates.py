@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from inarch.learning.families import Family, usable
+from inarch.learning.private_numbers import private_numbers
 from inarch.learning.unit_rows import Key
 from inarch.structure.cost import DEFAULT_COST, Limits
-from inarch.structure.demand import VALUE_AXES, factor_index, unit_axes
+from inarch.structure.demand import VALUE_AXES, unit_axes
 from inarch.structure.legalise import in_head_common
 from inarch.structure.resolve import AxisDecision
-from inarch.structure.sites import AXIS_FACTORS, Member, Site, SiteTable
+from inarch.structure.sites import Site, SiteTable
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -107,13 +108,22 @@ class GateSpace:
         families: who may share.
         limits: what the lowering can store; the shipped table's by default.
         prune: whether units may be pruned (else only shared).
+        least: part of its units that every axis keeps; at 0 a site may go altogether.
     """
 
-    def __init__(self, table: SiteTable, families: Sequence[Family], limits: Limits | None = None, *, prune: bool = True) -> None:
+    def __init__(
+        self,
+        table: SiteTable,
+        families: Sequence[Family],
+        limits: Limits | None = None,
+        *,
+        prune: bool = True,
+        least: float = 0.0,
+    ) -> None:
         self.table = table
         self.families = tuple(families)
         self.limits = limits or DEFAULT_COST.balanced
-        self.prune = prune
+        self.prune, self.least = prune, least
         self.sites = usable(table)
         self.axes: dict[Key, AxisSpec] = {}
         base_of = {reader: family.base for family in families for reader in family.readers}
@@ -186,7 +196,7 @@ class GateSpace:
         self.may_prune = torch.from_numpy(may_prune)
         alive_at = [np.arange(first_head[site.name], first_head[site.name] + site.heads) for site in self.sites]
         self.alive_at = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *alive_at]))
-        own, members, weights = _private_numbers(self.table, self.sites, {key: spec.units for key, spec in self.axes.items()})
+        own, members, weights = private_numbers(self.table, self.sites, {key: spec.units for key, spec in self.axes.items()})
         self.vectors, self.own = torch.from_numpy(vectors), torch.from_numpy(own)
         self.unions, self.union_weights = torch.from_numpy(members), torch.from_numpy(weights)
         readers: dict[Key, list[AxisSpec]] = {}
@@ -208,16 +218,24 @@ class GateSpace:
                 setattr(self, name, value.to(device))
         return self
 
-    def offsets(self, keep: float, share: float, head: float) -> Tensor:
-        """A vector [L] of starting logits: how far from pruned, how far from shared, how far from losing a head."""
+    def offsets(self, keep: float, share: float, head: float, prior: Mapping[Key, Tensor] | None = None) -> Tensor:
+        """A vector [L] of starting logits: how far from pruned, how far from shared, how far from losing a head.
+
+        Args:
+            keep, share, head: as said.
+            prior: what is added to each unit's, [N] an axis; and to each head's the mean of its units'.
+        """
         start = torch.zeros(self.logits)
-        for spec in self.axes.values():
-            start[spec.keep] = keep
+        for key, spec in self.axes.items():
+            start[spec.keep] = keep if prior is None else keep + prior[key]
             if spec.share is not None:
                 start[spec.share] = -share
         for group in self.groups:
             if group.logits is not None:
                 start[group.logits] = head
+                if prior is not None:
+                    of_units = [prior[key].reshape(group.heads, -1) for key in self.axes if key[0] in group.sites]
+                    start[group.logits] += torch.cat(of_units, 1).mean(1)
         return start
 
     def gates(self, logits: Tensor, temperature: float = 0.4, noise: Tensor | None = None) -> Gates:
@@ -290,11 +308,13 @@ class GateSpace:
         heads = np.ones(self.head_count, np.float32)
         for group, where in zip(self.groups, self.head_slices, strict=True):
             alive = np.ones(group.heads, np.bool_) if group.logits is None else logits[group.logits] > 0
+            if self.least and group.logits is not None and not alive.any():
+                alive[logits[group.logits].argmax()] = True
             heads[where] = alive
             names = unit_axes(self.table[group.sites[0]])
             values = [name for name in names if name in VALUE_AXES]
             # Where heads have to stay, something has to come out of them.
-            stay = group.sites if group.logits is None and self.table[group.sites[0]].kind == "msa" else ()
+            stay = group.sites if self.least or (group.logits is None and self.table[group.sites[0]].kind == "msa") else ()
             for name in values:
                 self._project_axis(group, name, logits, alive, keep, share, stay, ())
             dead = [site for site in group.sites if not any(keep[site, name].any() for name in values)]
@@ -346,7 +366,7 @@ class GateSpace:
                 return 0
             if spec.frozen:
                 return per_head
-            least = max(shared, step if spec.key[0] in some else 0)
+            least = max(shared, max(step, -(-round(self.least * per_head) // step) * step) if spec.key[0] in some else 0)
             return max(_nearest(_mean(wish[spec.key] > 0, rows), step, per_head), least)
 
         longest = 0
@@ -398,70 +418,6 @@ class GateSpace:
 def _heads_stay(site: Site) -> bool:
     """Whether heads cannot go: they go by losing all that they put out."""
     return "head" in site.frozen or any(axis.frozen is not None for name, axis in site.axes.items() if name in VALUE_AXES)
-
-
-def _private_numbers(
-    table: SiteTable, sites: Sequence[Site], units: Mapping[Key, slice]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """What biases and riders cost, by what needs them: units, numbered as the gates are, then heads, those of all sites in turn.
-
-    Returns:
-        [U + heads] numbers that one unit or head alone needs; and those that several need (a table over in-head indices, a table
-        that two layers read): [n, k] who, filled up with U + heads, and [n] how many.
-    """
-    count = sum(where.stop - where.start for where in units.values())
-    free = {site.name for site in sites}
-    needs: dict[tuple[str, int], list[npt.NDArray[np.int64]]] = {}
-    widths: dict[tuple[str, int], int] = {}
-    stays: dict[tuple[str, int], list[npt.NDArray[np.int64]]] = {}
-    end = count
-    for site in table.sites:
-        heads = np.arange(end, end + site.heads)
-        end += site.heads if site.name in free else 0
-        for member in (m for m in site.members.values() if not m.is_matrix):
-            place = member.param, member.axis
-            widths[place] = member.width
-            if site.name in free:
-                needs.setdefault(place, []).append(_needs(site, member, units, heads))
-            else:
-                stays.setdefault(place, []).append(member.positions)
-    alone = np.zeros(end)
-    several: dict[tuple[int, ...], float] = {}
-    for place, pairs in needs.items():
-        found = np.unique(np.concatenate(pairs), axis=0)
-        found = found[~np.isin(found[:, 0], np.concatenate([np.empty(0, np.int64), *stays.get(place, ())]))]
-        _, inverse, users = np.unique(found[:, 0], return_inverse=True, return_counts=True)
-        single = users[inverse] == 1
-        np.add.at(alone, found[single, 1], widths[place])
-        shared: dict[int, list[int]] = {}
-        for position, who in found[~single].tolist():
-            shared.setdefault(position, []).append(who)
-        for users_of in shared.values():
-            several[tuple(users_of)] = several.get(tuple(users_of), 0.0) + widths[place]
-    unions = np.full((len(several), max((len(who) for who in several), default=0)), end, np.int64)
-    for row, who in zip(unions, several, strict=True):
-        row[: len(who)] = who
-    return alone, unions, np.array(list(several.values()), np.float64)
-
-
-def _needs(site: Site, member: Member, units: Mapping[Key, slice], heads: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Pairs (position on the parameter's axis, unit or head that needs what is there), [n, 2]."""
-    factors = {name for name, _ in member.factors}
-    for name in unit_axes(site):
-        own = np.arange(units[site.name, name].start, units[site.name, name].stop)
-        if member.has(name):
-            return _pairs(member.index(name), own[:, None])
-        if AXIS_FACTORS[name][-1] in factors:
-            inside = factor_index(member, AXIS_FACTORS[name][-1])
-            return _pairs(inside[:, :, None], own.reshape(site.heads, -1).T[:, None, :])
-    if "head" in factors:
-        return _pairs(factor_index(member, "head"), heads[:, None])
-    return _pairs(member.positions[:, None], heads[None, :])
-
-
-def _pairs(positions: npt.NDArray[np.int64], who: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    one, two = np.broadcast_arrays(positions, who)
-    return np.stack((one.ravel(), two.ravel()), 1)
 
 
 def _by_head(logits: Floats, spec: AxisSpec, rows: npt.NDArray[np.int64]) -> Floats:

@@ -51,7 +51,8 @@ def harden(
 ) -> Hardened:
     """Find the structure whose stored count is nearest to the budget.
 
-    One offset is added to the logits of keeping (and of heads), and bisected; where nothing may be pruned, to those of sharing.
+    One offset is added to the logits of keeping, and bisected; where nothing may be pruned, to those of sharing; where that does
+    not reach the budget, to those of heads too.
 
     Args:
         space: the gates.
@@ -65,7 +66,6 @@ def harden(
         InarchError: no offset comes near the budget.
     """
     start = logits.detach().cpu().numpy().astype(np.float32)
-    sign, moved = _moved(space)
     target = keep * space.table.parameters
     best: Hardened | None = None
     seen: dict[bytes, int] = {}
@@ -73,7 +73,7 @@ def harden(
     def above(offset: Floats) -> bool:
         """Whether the structure at an offset, one number a logit, stores too much; the best one is kept."""
         nonlocal best
-        hard = space.project(start + offset * sign * moved)[0]
+        hard = space.project(start + offset)[0]
         label = b"".join(np.packbits(mask).tobytes() for masks in (hard.keep, hard.share) for mask in masks.values())
         if label in seen:  # near the end the same few come again and again, and a plan takes long to count
             return seen[label] > target
@@ -83,23 +83,26 @@ def harden(
             best = found
         return found.stored > target
 
-    def close() -> bool:
-        return best is not None and abs(best.stored - target) <= CLOSE * space.table.parameters
+    def off() -> float:
+        return 1.0 if best is None else abs(best.stored - target) / space.table.parameters
 
-    low, high = -40.0, 40.0
-    for _ in range(24):
-        if close():
+    for lever in (budget_lever(space), budget_lever(space, heads=True)):
+        low, high = -40.0, 40.0
+        for _ in range(24):
+            if off() <= CLOSE:
+                break
+            middle = (low + high) / 2
+            low, high = (low, middle) if above(middle * lever) else (middle, high)
+        # Logits that are all but equal tip over together: let only the first so many of them do.
+        first, last = 0, space.logits
+        while last - first > 1 and off() > CLOSE:
+            cut = (first + last) // 2
+            offset = np.where(np.arange(space.logits) < cut, np.float32(low), np.float32(high)).astype(np.float32)
+            first, last = (cut, last) if above(offset * lever) else (first, cut)
+        if off() <= TOLERANCE:
             break
-        middle = (low + high) / 2
-        low, high = (low, middle) if above(np.full(space.logits, middle, np.float32)) else (middle, high)
-    # Logits that are all but equal tip over together: let only the first so many of them do.
-    first, last = 0, space.logits
-    while last - first > 1 and not close():
-        cut = (first + last) // 2
-        offset = np.where(np.arange(space.logits) < cut, np.float32(low), np.float32(high)).astype(np.float32)
-        first, last = (cut, last) if above(offset) else (first, cut)
     assert best is not None
-    if abs(best.stored - target) > TOLERANCE * space.table.parameters:
+    if off() > TOLERANCE:
         reached = best.stored / space.table.parameters
         raise InarchError(
             f"the nearest structure to {keep:.4g} keeps {reached:.4f} of the model",
@@ -109,18 +112,23 @@ def harden(
     return best
 
 
-def _moved(space: GateSpace) -> tuple[Floats, Floats]:
-    """Which logits the offset moves, and which way saves parameters as it falls."""
-    sign, moved = np.ones(space.logits, np.float32), np.zeros(space.logits, np.float32)
+def budget_lever(space: GateSpace, *, heads: bool = False) -> Floats:
+    """What one number is added to, to store more or less: [L], 1 or -1 where a logit moves with it, 0 where it stays.
+
+    Logits of keeping; where nothing may be pruned, those of sharing, the other way. Heads would all tip over at once, long before
+    their units: they go as learned, and move only where no units can go instead, or where they are asked to.
+    """
+    lever = np.zeros(space.logits, np.float32)
     for spec in space.axes.values():
         if space.prune:
-            moved[spec.keep] = 1
+            lever[spec.keep] = 1
         elif spec.share is not None:
-            moved[spec.share], sign[spec.share] = 1, -1
+            lever[spec.share] = -1
     for group in space.groups:
-        if group.logits is not None:
-            moved[group.logits] = 1
-    return sign, moved
+        stuck = all(spec.frozen for spec in space.axes.values() if spec.key[0] in group.sites)
+        if group.logits is not None and (heads or stuck):
+            lever[group.logits] = 1
+    return lever
 
 
 def as_plan(space: GateSpace, hard: Hard, name: str, provenance: Mapping[str, JsonValue]) -> Hardened:

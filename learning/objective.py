@@ -81,11 +81,14 @@ def _norm(rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def align(space: GateSpace, units: UnitRows, hard: Hard, parameters: Mapping[str, Tensor], fraction: float) -> None:
+def align(
+    space: GateSpace, units: UnitRows, hard: Hard, parameters: Mapping[str, Tensor], fraction: float, *, held: bool = False
+) -> None:
     """Move weights a fraction of the way to the structure, in place (ours).
 
     Decoupled from the optimiser, as AdamW's weight decay is: a penalty's gradient is rescaled by Adam until it does nothing.
-    Units that are shared go to the mean of the base's unit and those of all its readers, pruned units and their biases to zero.
+    Units that are shared go to the mean of the base's unit and those of all its readers; where bases are held, to the base's unit
+    as it is: a reader's slot that was emptied first has nothing to say about it. Pruned units and their biases go to zero.
     With a fraction of ``1 / steps left`` each step the way is a straight line; with 1 the structure holds exactly.
     """
     rows: Rows = {key: units.read(key, parameters) for key in space.axes}
@@ -96,7 +99,7 @@ def align(space: GateSpace, units: UnitRows, hard: Hard, parameters: Mapping[str
         for spec, mask in zip(specs, masks, strict=True):
             total += rows[spec.key] * mask[:, None]
             users += mask
-        mean = total / users[:, None]
+        mean = rows[base] if held else total / users[:, None]
         target[base] = mean
         for spec, mask in zip(specs, masks, strict=True):
             target[spec.key] = torch.where(mask[:, None] > 0, mean, rows[spec.key])

@@ -17,12 +17,13 @@ from torch.func import functional_call
 from inarch.learning.config import Optimisation, StructureSettings
 from inarch.learning.fill import fill, permute
 from inarch.learning.gates import GateSpace, Hard
-from inarch.learning.harden import Hardened, as_plan, harden
+from inarch.learning.harden import Hardened, as_plan, budget_lever, harden
 from inarch.learning.hypernetwork import Hypernetwork
+from inarch.learning.importance import BATCHES, importance, standing
 from inarch.learning.objective import align, alignment, budget, effective_rows
 from inarch.learning.tasks.courses import Course, Part, shard, tensors
 from inarch.learning.trainer import rate_at
-from inarch.learning.unit_rows import UnitRows
+from inarch.learning.unit_rows import Key, UnitRows
 
 BETAS = (0.9, 0.98)
 """A shorter memory of squares than Adam's default suits runs of some thousand steps."""
@@ -176,7 +177,9 @@ class StructureModule(nn.Module):
 class LearnPhase:
     """Structure and weights in turn, then the structure frozen, and the weights brought to it.
 
-    Even steps are the weights', odd ones the hypernetwork's, until ``freeze``. There the structure is hardened at exactly the
+    The search starts from what units are worth to the dense model (:mod:`~inarch.learning.importance`). Even steps are the
+    weights', odd ones the hypernetwork's, until ``freeze``: it moves by ``structure.rate`` along the direction of its gradient
+    (with momentum), and all gates together by what the count is off the budget. There the structure is hardened at exactly the
     budget; until ``arrive`` the weights move to it on a straight line, and from then on they keep to it.
 
     Args:
@@ -218,20 +221,29 @@ class LearnPhase:
         # Where sharing comes with the filling, the gates of sharing stay shut.
         self._filled = _FILLED[structure.fill] if structure.prune else ()
         share = _SHUT if self._filled else structure.share_offset
-        start = space.offsets(structure.keep_offset, share, structure.head_offset)
+        self._weights = _Weights(trainee, course, settings, place, seed)
+        prior = self._prior(course) if structure.prior else None
+        start = space.offsets(structure.keep_offset, share, structure.head_offset, prior)
         for base in space.readers:
             if base[1] in self._filled:
                 start[space.axes[base].keep] += structure.core
         self.hypernetwork = Hypernetwork(space, start, kind=structure.generator, seed=seed)
-        self._weights = _Weights(trainee, course, settings, place, seed)
-        made = torch.optim.Adam(self.hypernetwork.parameters(), lr=structure.rate)
+        # Adam would move every gate at one speed, whatever it is worth: unsettled ones are to move, and open ones to stay.
+        made = torch.optim.SGD(self.hypernetwork.parameters(), lr=structure.rate, momentum=0.9)
         self._raw = StructureModule(self.hypernetwork, trainee, space, self.units, structure)
         self._structure, self._optimiser = place.prepare(self._raw, made)
+        self._lever = torch.from_numpy(budget_lever(space)).to(place.device)
         self._hard: Hard | None = None
         parts = (structure.gather, structure.freeze, structure.arrive)
         self._gather, self._freeze, self._arrive = (round(part * settings.steps) for part in parts)
         # The last step is the weights' in any case, on a frozen structure.
         self._freeze = min(self._freeze, settings.steps - 1)
+
+    def _prior(self, course: Course) -> dict[Key, Tensor]:
+        """What the gates of units start with, the same in every process: by what each is worth to the dense model."""
+        numbers = (tensors(course.batch(self.seed, number, "structure"), self.place.device) for number in range(BATCHES))
+        found = importance(self.space, self.units, self._weights.raw, numbers, self.place)
+        return {key: self.structure.prior * value.cpu() for key, value in standing(self.space, found).items()}
 
     def step(self, number: int) -> dict[str, float]:
         """A step of the weights or of the hypernetwork."""
@@ -270,7 +282,7 @@ class LearnPhase:
         fraction = self._fraction(number)
         hard = self._hard or self._raw.last
         if fraction and hard.keep:
-            align(self.space, self.units, hard, parameters, fraction)
+            align(self.space, self.units, hard, parameters, fraction, held=bool(self._filled))
         return values
 
     def _parameters(self) -> dict[str, Tensor]:
@@ -294,8 +306,14 @@ class LearnPhase:
         loss = torch.stack(list(losses.values())).sum()
         self._optimiser.zero_grad()
         self.place.backward(loss)
-        self.place.clip_grad_norm_(self._structure.parameters(), 1.0)
+        norm = self.place.clip_grad_norm_(self._structure.parameters(), 1.0)
+        for parameter in self.hypernetwork.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= norm.clamp(min=1e-12, max=1.0)  # steps of one length, however flat it is here
         self._optimiser.step()
+        with torch.no_grad():
+            # All gates together bring the count to the budget, so that who goes is learned at the size that is wanted.
+            self.hypernetwork.offsets.sub_(GAIN * math.log(kept / self.structure.keep) * self._lever)
         values = {"structure_loss": float(loss.detach()), "budget": float(losses["budget"].detach()), "kept": kept}
         return values | shares_of(self.space, self._raw.last)
 
@@ -352,6 +370,9 @@ class LearnPhase:
         keep, share = ({key: flat[spec.units].numpy() > 0 for key, spec in self.space.axes.items()} for flat in masks)
         return Hard(keep, share)
 
+
+GAIN = 0.5
+"""Logits that all gates move by after a structure step, for a count that is e times the budget."""
 
 _SHUT = 1e4
 _FILLED: Mapping[str, tuple[str, ...]] = {"none": (), "ffn": ("hidden",), "all": ("hidden", "qk", "vo", "vo2")}

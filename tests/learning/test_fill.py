@@ -104,7 +104,9 @@ def test_permuting_leaves_the_outputs(shop: Workshop) -> None:
 
 @pytest.mark.parametrize("prune", [True, False])
 def test_learning_fills_where_it_prunes(shop: Workshop, prune: bool) -> None:
-    phase = tiny.learning(shop, steps=8, keep=0.7, fill="ffn", prune=prune, block=2, freeze=0.5, arrive=0.75)
+    phase = tiny.learning(
+        shop, steps=8, keep=0.7, fill="ffn", core=20.0, prior=0.0, prune=prune, block=2, freeze=0.5, arrive=0.75
+    )
     for number in range(8):
         phase.step(number)
     found = phase.harden()

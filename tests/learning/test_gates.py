@@ -43,8 +43,11 @@ def table(form: str) -> SiteTable:
 
 
 @cache
-def space(form: str, sharing: Sharing = "joint", block: int = 2, prune: bool = True, prefer: str | None = None) -> GateSpace:
-    return GateSpace(table(form), families(table(form), sharing, block), DEFAULT_COST.limits(prefer), prune=prune)
+def space(
+    form: str, sharing: Sharing = "joint", block: int = 2, prune: bool = True, least: float = 0.0, prefer: str | None = None
+) -> GateSpace:
+    limits = DEFAULT_COST.limits(prefer)
+    return GateSpace(table(form), families(table(form), sharing, block), limits, prune=prune, least=least)
 
 
 def plan_of(gates: GateSpace, hard: Hard) -> Plan:
@@ -70,6 +73,7 @@ SPACES = st.builds(
     st.sampled_from(SHARING),
     st.sampled_from([1, 2, 4]),
     st.sampled_from([True, True, True, False]),
+    st.sampled_from([0.0, 0.0, 0.2]),
 )
 
 
@@ -259,6 +263,18 @@ def test_heads_go_from_a_whole_family() -> None:
         for axis in ("qk", "vo"):
             assert hard.keep[site, axis].reshape(group.heads, -1).all(1).tolist() == [True, False, True, True]
             assert hard.keep[site, axis].sum() == 3 * hard.keep[site, axis].size // 4
+
+
+@settings(max_examples=30)
+@given(gated(st.builds(space, st.sampled_from(FORMS), least=st.just(0.3))))
+def test_no_site_goes_where_a_least_part_stays(case: tuple[GateSpace, Gates]) -> None:
+    gates, made = case
+    alive = {name: made.heads[where] > 0 for g, where in zip(gates.groups, gates.head_slices, strict=True) for name in g.sites}
+    for key, spec in gates.axes.items():
+        lives = alive[key[0]].numpy()
+        assert lives.any()
+        kept = made.hard.keep[key].reshape(spec.heads, -1).sum(1)
+        assert (kept[lives] >= round(0.3 * spec.per_head)).all()
 
 
 def test_the_units_with_the_highest_logits_stay() -> None:

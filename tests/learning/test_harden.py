@@ -19,9 +19,9 @@ from inarch.structure.resolve import resolve
 
 from tests.learning.tables import glip_like, mdetr_like
 
-# One step of one axis is a thousandth or so of the first; one head of a family is a thirtieth of the second.
+# A step of an axis is a few thousandths of the first, by how many heads live; one head of a family is a thirtieth of the second.
 TABLES = {"mdetr": mdetr_like(96, 4, 384), "glip": glip_like()}
-NEAR = {"mdetr": 0.002, "glip": TOLERANCE}
+NEAR = {"mdetr": 0.004, "glip": TOLERANCE}
 
 
 @cache

@@ -193,6 +193,19 @@ def test_shared_units_meet_at_the_mean_and_private_ones_stay() -> None:
     assert torch.equal(after[0], after[1])
 
 
+def test_a_base_that_is_held_keeps_its_units() -> None:
+    table = table_of([ffn(f"text.layer.{n}.ffn", 8, 64) for n in range(3)])
+    gates = GateSpace(table, families(table, block=3))
+    module = bare(table)
+    units, parameters = UnitRows(table, module), parameters_of(module)
+    before = [units.read((site.name, "hidden"), parameters) for site in table.sites]
+    align(gates, units, gates.all_shared(), parameters, 0.5, held=True)
+    after = [units.read((site.name, "hidden"), parameters) for site in table.sites]
+    assert torch.equal(after[0], before[0])
+    for own, moved in zip(before[1:], after[1:], strict=True):
+        torch.testing.assert_close(moved, (own + before[0]) / 2)
+
+
 @settings(max_examples=10)
 @given(CASES, st.integers(2, 6))
 def test_a_growing_part_of_the_way_is_a_straight_line(case: tuple[str, Tensor], steps: int) -> None:
