@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from inarch.learning.families import Sharing
 from inarch.learning.hypernetwork import Kind
+from inarch.learning.models import registry
+from inarch.learning.models.glip_config import GlipConfig
+from inarch.learning.tasks.aims import Aim
+from inarch.learning.tasks.scenes.world import LEVELS
 from inarch.structure.errors import InarchError
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -21,6 +25,28 @@ Rate = Annotated[float, Field(gt=0)]
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, values: Any) -> Any:
+        """What a section leaves out has the default that it has here, which need not be the section's own."""
+        if not isinstance(values, Mapping):
+            return values
+        return _filled(values, {name: field.default.model_dump(exclude_unset=True) for name, field in cls._sections()})
+
+    @classmethod
+    def _sections(cls) -> list[tuple[str, Any]]:
+        return [(name, field) for name, field in cls.model_fields.items() if isinstance(field.default, _Settings)]
+
+
+def _filled(values: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Values with what their sections leave out; a section that is no mapping is whole already."""
+    filled = dict(values)
+    for name, section in defaults.items():
+        given = values.get(name, {})
+        if section and isinstance(given, Mapping):
+            filled[name] = {**section, **given}
+    return filled
 
 
 class Optimisation(_Settings):
@@ -55,10 +81,13 @@ class StructureSettings(_Settings):
         prune: whether units may be pruned.
         generator: how gates are generated.
         matching: whether readers' units are permuted to fit their base before anything is learned.
-        rate: the hypernetwork's learning rate.
+        rate: the length of the hypernetwork's steps; see :class:`~inarch.learning.phases.LearnPhase`.
         weight: of the budget in the objective.
         temperature: of the gates.
         keep_offset, share_offset, head_offset: how far a gate starts from pruning, from sharing, from losing a head.
+        prior: how much of each unit's standing by first-order importance its gate starts with, in logits a standard unit; see
+            :mod:`~inarch.learning.importance`.
+        least: part of its units that every axis keeps, so that no site goes altogether.
         gather: part of the steps in which all that may be shared is first brought together, before any gate is learned; 0 for
             none. From then on it stays together until the gates are frozen, so that what sharing costs is learned on weights that
             are used to it.
@@ -78,17 +107,19 @@ class StructureSettings(_Settings):
     prune: bool = True
     generator: Kind = "joint"
     matching: bool = True
-    rate: Rate = 3e-3
+    rate: Rate = 0.02
     weight: Rate = 2.0
     temperature: Rate = 0.4
     keep_offset: float = 3.0
     share_offset: float = 1.0
-    head_offset: float = 3.0
+    head_offset: float = 6.0
+    prior: Annotated[float, Field(ge=0)] = 4.0
+    least: Share = 0.0
     gather: Share = 0.0
     fill: Literal["none", "ffn", "all"] = "ffn"
-    core: float = 20.0
-    freeze: Fraction = 0.4
-    arrive: Fraction = 0.7
+    core: float = 0.0
+    freeze: Fraction = 0.1
+    arrive: Fraction = 0.2
     pull: Share = 0.0
     alignment: Annotated[float, Field(ge=0)] = 0.0
     align: bool = True
@@ -100,19 +131,106 @@ class StructureSettings(_Settings):
         return self
 
 
-class DataSettings(_Settings):
-    """What is trained on; see :class:`~inarch.learning.tasks.courses.ScenesSettings`."""
+STRUCTURE_PART = 0.1
+"""Share of the images that the structure is learned on; the others are the weights'."""
 
-    task: Literal["scenes"] = "scenes"
-    level: str = "medium"
+
+class DataSettings(_Settings):
+    """What every task's data have.
+
+    Attributes:
+        task: which.
+        scenes: images to train on.
+        held_out: images that are judged on.
+        images, each: images a batch, texts of each.
+    """
+
+    task: str
     scenes: Count = 12000
     held_out: Count = 2500
+    images: Count = 16
+    each: Count = 4
+
+    @property
+    def edge(self) -> int:
+        """Images before this one are the weights', the others the structure's."""
+        return int(self.scenes * (1 - STRUCTURE_PART))
+
+    @model_validator(mode="after")
+    def _fill_a_batch(self) -> Self:
+        if self.images > min(self.edge, self.scenes - self.edge):
+            least = int(self.images / STRUCTURE_PART + 0.999)
+            raise ValueError(
+                f"{self.scenes} scenes leave {self.scenes - self.edge} to learn the structure on, a batch has {self.images}; "
+                f"at least {least} are needed"
+            )
+        return self
+
+
+class DrawnSettings(DataSettings):
+    """Generated images.
+
+    Attributes:
+        level: how hard: easy, medium or hard.
+        texts: of each image, to train on.
+        judged: of each image, to be judged on.
+        side: of an image, in pixels.
+        seed: of the data.
+    """
+
+    level: str = "medium"
     texts: Count = 8
     judged: Count = 4
     side: Count = 48
-    images: Count = 16
-    each: Count = 4
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> Self:
+        if self.level not in LEVELS:
+            raise ValueError(f"there is no level {self.level!r}; there are {', '.join(LEVELS)}")
+        if self.each > self.texts:
+            raise ValueError(f"a batch has {self.each} texts of an image, of which there are {self.texts}")
+        return self
+
+
+class ScenesSettings(DrawnSettings):
+    """Scenes of plain shapes; see :mod:`inarch.learning.tasks.scenes`."""
+
+    task: Literal["scenes"] = "scenes"
+
+
+class SpritesSettings(DrawnSettings):
+    """Scenes of emoji; see :mod:`inarch.learning.tasks.sprites`. They need more pixels to be told apart."""
+
+    task: Literal["sprites"] = "sprites"
+    side: Count = 64
+
+
+class EasyVqaSettings(DataSettings):
+    """easy-VQA; see :mod:`inarch.learning.tasks.easy_vqa`. All that there is, unless less is asked for."""
+
+    task: Literal["easy-vqa"] = "easy-vqa"
+    scenes: Annotated[int, Field(ge=1, le=3600)] = 3600
+    held_out: Annotated[int, Field(ge=1, le=1000)] = 1000
+
+
+TASKS = ("scenes", "sprites", "easy-vqa")
+
+
+def _task_of(data: Any) -> Any:
+    """The task that data settings are for, scenes where they do not say it."""
+    return data.get("task", "scenes") if isinstance(data, Mapping) else getattr(data, "task", None)
+
+
+Data = Annotated[
+    Annotated[ScenesSettings, Tag("scenes")]
+    | Annotated[SpritesSettings, Tag("sprites")]
+    | Annotated[EasyVqaSettings, Tag("easy-vqa")],
+    Discriminator(
+        _task_of, custom_error_type="task", custom_error_message=f"there is no such task; there are {', '.join(TASKS)}"
+    ),
+]
+"""What is trained on: one task's settings."""
 
 
 class LearnConfig(_Settings):
@@ -121,8 +239,8 @@ class LearnConfig(_Settings):
     Attributes:
         model: a preset.
         data: what it is trained on.
-        dense: pre-training of the dense model, on grounding.
-        learning: the steps in which the structure is learned, on grounding.
+        dense: pre-training of the dense model, on grounding where the task has it.
+        learning: the steps in which the structure is learned, on the same.
         structure: how.
         weights: a file of dense weights to start from, instead of pre-training.
         precision: as accelerate knows them: ``no``, ``bf16``, ``fp16``.
@@ -130,7 +248,7 @@ class LearnConfig(_Settings):
     """
 
     model: str = "mdetr-tiny"
-    data: DataSettings = DataSettings()
+    data: Data = ScenesSettings()
     dense: Optimisation = Optimisation()
     learning: Optimisation = Optimisation(steps=3000, rate=1e-3)
     structure: StructureSettings = StructureSettings()
@@ -138,18 +256,37 @@ class LearnConfig(_Settings):
     precision: Literal["no", "bf16", "fp16"] = "no"
     seed: Annotated[int, Field(ge=0)] = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _suit_the_model(cls, values: Any) -> Any:
+        """What is not given, as the model wants it."""
+        if not isinstance(values, Mapping):
+            return values
+        wanted = preferences(values.get("model", cls.model_fields["model"].default))
+        return _filled(values, wanted if _task_of(values.get("data", {})) in ("scenes", "sprites") else {})
+
+
+def preferences(model: str) -> dict[str, dict[str, Any]]:
+    """The settings whose defaults depend on the model, by section: the one place where they are chosen.
+
+    GLIP's coarsest map has a cell every 32 pixels or more, and at MDETR's rate its training is unsteady.
+    """
+    if isinstance(registry.PRESETS.get(model), GlipConfig):
+        return {"data": {"side": 64}, "dense": {"rate": 1e-3}}
+    return {}
+
 
 class TuneConfig(_Settings):
     """Everything that a run of ``inarch tune`` depends on.
 
     Attributes:
-        kind: what is tuned for: questions (vqa) with an MDETR, detection with a GLIP.
+        kind: what is tuned for; see :mod:`inarch.learning.tasks.worlds`.
         optimisation: how.
         distil: weight of the dense model's outputs in the loss; 0 for none.
         seed: of batches.
     """
 
-    kind: Literal["grounding", "referring", "vqa", "detection"] = "referring"
+    kind: Aim = "referring"
     optimisation: Optimisation = Optimisation(steps=2000, rate=5e-4, warmup=100)
     distil: Annotated[float, Field(ge=0)] = 0.0
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -162,19 +299,59 @@ def read_config(path: Path) -> LearnConfig:
     Raises:
         InarchError: it cannot be read, or a key is unknown or a value out of range; it names the place.
     """
+    return validated(LearnConfig, _read(path), str(path))
+
+
+def configure(changes: Mapping[str, Any], path: Path | None = None) -> LearnConfig:
+    """A configuration from dotted names: ``{"structure.keep": 0.5}``.
+
+    Args:
+        changes: what is set.
+        path: a JSON file with what is not; what neither says has its default.
+
+    Raises:
+        InarchError: there is no such name, or a value is out of range, or the file cannot be read.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        tree = _read(path)
+        validated(LearnConfig, tree, str(path))
+    for name, value in changes.items():
+        at: Any = tree
+        *sections, last = name.split(".")
+        for section in sections:
+            at = at.setdefault(section, {})
+            if not isinstance(at, dict):
+                raise InarchError(_UNKNOWN, where=f"settings: {name}")
+        at[last] = value
+    return validated(LearnConfig, tree, "settings")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON file's object."""
     try:
-        return LearnConfig.model_validate_json(path.read_bytes())
+        tree = json.loads(path.read_bytes())
     except OSError as error:
         raise InarchError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    except ValidationError as error:
-        raise refusal(error, str(path)) from None
+    except ValueError as error:
+        raise InarchError(f"is not JSON: {error}", where=str(path)) from None
+    if not isinstance(tree, dict):
+        raise InarchError("is no JSON object", where=str(path))
+    return tree
+
+
+_UNKNOWN = "there is no such setting"
 
 
 def refusal(error: ValidationError, source: str) -> InarchError:
     """A validation error as one of ours: the first mistake and its place."""
     first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return InarchError(first["msg"], where=f"{source}: {place}" if place else source)
+    place, message = list(first["loc"]), first["msg"].removeprefix("Value error, ")
+    task = place.pop(1) if place[:1] == ["data"] and len(place) > 1 and place[1] in TASKS else None
+    if first["type"] == "extra_forbidden":
+        message = f"{_UNKNOWN} of {task}" if task else _UNKNOWN
+    name = ".".join(str(part) for part in place)
+    return InarchError(message, where=f"{source}: {name}" if name else source)
 
 
 _Made = TypeVar("_Made", bound=BaseModel)
@@ -190,21 +367,3 @@ def validated(kind: type[_Made], values: Mapping[str, Any], source: str) -> _Mad
         return kind.model_validate(dict(values))
     except ValidationError as error:
         raise refusal(error, source) from None
-
-
-def changed(config: LearnConfig, changes: dict[str, Any]) -> LearnConfig:
-    """A configuration with some values replaced, by dotted names: ``{"structure.keep": 0.5}``.
-
-    Raises:
-        InarchError: there is no such name, or the value is out of range.
-    """
-    tree = json.loads(config.model_dump_json())
-    for name, value in changes.items():
-        at = tree
-        *path, last = name.split(".")
-        for part in path:
-            at = at.get(part) if isinstance(at, dict) else None
-        if not isinstance(at, dict) or last not in at:
-            raise InarchError("there is no such setting", where=name)
-        at[last] = value
-    return validated(LearnConfig, tree, "settings")

@@ -1,7 +1,7 @@
 """Every way to a smaller model that is compared, with the same dense model to start from and the same number of training steps.
 
-A method gets dense weights and ``learning.steps`` further steps on grounding, and gives a plan and weights that hold to it. What
-needs no training to find its plan applies it at once and trains the structured model for all of these steps.
+A method gets dense weights and ``learning.steps`` further steps on the same task, and gives a plan and weights that hold to it.
+What needs no training to find its plan applies it at once and trains the structured model for all of these steps.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ LEARNED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "per-modality": {"generator": "per-modality"},
         "separate": {"generator": "separate"},
         "no-alignment": {"align": False},
+        "importance": {"freeze": 1e-6},
         "cross": {"sharing": "cross"},
         "layer": {"sharing": "layer"},
         "prune": {"sharing": "none"},
@@ -133,8 +134,8 @@ def _train(
     place: Accelerator,
     progress: Progress | None,
 ) -> dict[str, Tensor]:
-    """Further steps on grounding, as many and at the same rates as a structure is learned with."""
-    course = shop.scenes.course("grounding")
+    """Further steps of pre-training, as many and at the same rates as a structure is learned with."""
+    course = shop.pretraining()
     trainee = shop.trainee(course, weights)
     trainee.to(place.device)
     module = trainee if plan is None else Structured(trainee, shop.table, plan, "model.")
@@ -145,11 +146,21 @@ def _train(
     return weights_of(trainee)
 
 
+def shop_of(shop: Workshop, method: str) -> Workshop:
+    """The run that a method's weights belong to: one of a smaller model for ``scratch``, the same for all others.
+
+    Raises:
+        InarchError: the model cannot be narrowed.
+    """
+    if method != "scratch":
+        return shop
+    return replace(shop, model=narrowed(shop.model, shop.config.structure.keep * shop.table.parameters))
+
+
 def _scratch(shop: Workshop, folder: Path, place: Accelerator, progress: Progress | None) -> Outcome:
     """A model of the compressed size, trained from random weights for as many steps as all others had together."""
-    target = shop.config.structure.keep * shop.table.parameters
-    smaller = replace(shop, model=narrowed(shop.model, target))
-    course = shop.scenes.course("grounding")
+    smaller = shop_of(shop, "scratch")
+    course = shop.pretraining()
     trainee = smaller.trainee(course)
     steps = shop.config.dense.steps + shop.config.learning.steps
     settings = shop.config.dense.model_copy(update={"steps": steps})

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from inarch.frontends.canonicalize import discover_canonical
-from inarch.learning.config import DataSettings, LearnConfig, TuneConfig, read_config
+from inarch.learning.config import Data, LearnConfig, TuneConfig, read_config
 from inarch.learning.distil import Distilled
 from inarch.learning.families import families, modality
 from inarch.learning.gates import GateSpace
@@ -25,15 +25,15 @@ from inarch.learning.matching import match
 from inarch.learning.models.examples import run_eager
 from inarch.learning.models.export import export_model
 from inarch.learning.models.glip import Glip
-from inarch.learning.models.mdetr_config import MdetrConfig
 from inarch.learning.models.registry import Config, build, preset
 from inarch.learning.models.registry import Model as Network
 from inarch.learning.phases import LearnPhase, WeightPhase
 from inarch.learning.structured import Structured
-from inarch.learning.tasks.courses import Scenes, ScenesCourse, ScenesSettings
+from inarch.learning.tasks.aims import Aim
+from inarch.learning.tasks.courses import Course
 from inarch.learning.tasks.glip_trainee import start_boxes
-from inarch.learning.tasks.scenes.detection import Aim
 from inarch.learning.tasks.trainee import Trainee
+from inarch.learning.tasks.worlds import World, open_world
 from inarch.learning.trainer import CHECKPOINT, Progress, accelerator, run
 from inarch.learning.unit_rows import UnitRows
 from inarch.learning.weights import keep_weights, load_weights, model_weights, read_weights, weights_of
@@ -45,6 +45,7 @@ from inarch.structure.resolve import resolve
 from inarch.structure.sites import SiteTable
 
 CONFIG, PLAN, WEIGHTS, DENSE = "config.json", "plan.json", "weights.safetensors", "dense.safetensors"
+EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +55,18 @@ class Workshop:
     Attributes:
         config: of the run.
         model: the model's configuration, fitted to the data.
-        scenes: the data.
+        world: the data.
         table: the model's sites.
     """
 
     config: LearnConfig
     model: Config
-    scenes: Scenes
+    world: World
     table: SiteTable
+
+    def pretraining(self) -> Course:
+        """What the dense model is trained on at first, and the structure is learned on."""
+        return self.world.course(self.world.first)
 
     def build(self, weights: Mapping[str, Tensor] | None = None) -> Network:
         """The model, with these weights, or with random ones of the run's seed.
@@ -73,14 +78,14 @@ class Workshop:
         if weights is not None:
             load_weights(made, weights)
         elif isinstance(made, Glip):
-            start_boxes(made, self.config.data.side)
+            start_boxes(made, self.world.side)
         return made
 
-    def trainee(self, course: ScenesCourse, weights: Mapping[str, Tensor] | None = None, source: str = "weights") -> Trainee:
+    def trainee(self, course: Course, weights: Mapping[str, Tensor] | None = None, source: str = "weights") -> Trainee:
         """The model with a course's losses; what only training needs has random weights of the run's seed, too.
 
         Args:
-            course: one of the scenes'.
+            course: one of the world's.
             weights: a trainee's, or None for random ones.
             source: where they come from.
 
@@ -99,12 +104,12 @@ def workshop(config: LearnConfig) -> Workshop:
     """Set up a run: the model is exported once, to find its sites.
 
     Raises:
-        InarchError: there is no such preset, or it does not fit the task.
+        InarchError: there is no such preset, or it does not fit the task, or the task's data are not there.
     """
     chosen = preset(config.model)
-    scenes = scenes_of(_settings(config.data, chosen))
-    fitted = scenes.fitted(chosen)
-    return Workshop(config, fitted, scenes, sites_of(fitted))
+    world = world_of(config.data, chosen)
+    fitted = world.fitted(chosen)
+    return Workshop(config, fitted, world, sites_of(fitted))
 
 
 @lru_cache(maxsize=4)
@@ -114,16 +119,22 @@ def sites_of(config: Config) -> SiteTable:
 
 
 @lru_cache(maxsize=2)
-def scenes_of(settings: ScenesSettings) -> Scenes:
-    """Generated scenes; stages of one process share them."""
-    return Scenes(settings)
+def world_of(data: Data, model: Config) -> World:
+    """What a model is trained on; stages of one process share it.
+
+    Raises:
+        InarchError: such a model can learn nothing there.
+    """
+    return open_world(data, model)
 
 
-def _settings(data: DataSettings, model: Config) -> ScenesSettings:
-    values = data.model_dump(exclude={"task"})
-    if isinstance(model, MdetrConfig):
-        return ScenesSettings(**values, grid=-(-data.side // model.vision.stride))
-    return ScenesSettings(**values, levels=model.levels)
+def kinds_of(config: LearnConfig) -> tuple[Aim, ...]:
+    """What a run's model can be tuned for; first what it is tuned for unless something else is asked for.
+
+    Raises:
+        InarchError: there is no such preset, or it can learn nothing there.
+    """
+    return world_of(config.data, preset(config.model)).kinds
 
 
 def as_model(model: nn.Module) -> Model:
@@ -136,11 +147,11 @@ def as_model(model: nn.Module) -> Model:
 
 
 def train_dense(shop: Workshop, folder: Path, place: Accelerator, progress: Progress | None = None) -> dict[str, Tensor]:
-    """Dense pre-training on grounding; returns the trainee's weights, auxiliary heads included, and keeps them in the folder."""
+    """Dense pre-training; returns the trainee's weights, auxiliary heads included, and keeps them in the folder."""
     done = folder / DENSE
     if done.exists():
         return read_weights(done)
-    course = shop.scenes.course("grounding")
+    course = shop.pretraining()
     start = shop.config.weights
     trainee = shop.trainee(course, None if start is None else read_weights(Path(start)), start or "weights")
     if start is None:
@@ -157,12 +168,14 @@ def train_dense(shop: Workshop, folder: Path, place: Accelerator, progress: Prog
 def gate_space(shop: Workshop) -> GateSpace:
     """The gates that the run's settings allow."""
     structure = shop.config.structure
-    return GateSpace(shop.table, families(shop.table, structure.sharing, structure.block), prune=structure.prune)
+    return GateSpace(
+        shop.table, families(shop.table, structure.sharing, structure.block), prune=structure.prune, least=structure.least
+    )
 
 
 def learn_phase(shop: Workshop, weights: Mapping[str, Tensor] | None = None, place: Accelerator | None = None) -> LearnPhase:
-    """The phase in which a structure is learned on grounding, from dense weights, or from random ones."""
-    course = shop.scenes.course("grounding")
+    """The phase in which a structure is learned, from dense weights, or from random ones."""
+    course = shop.pretraining()
     trainee = shop.trainee(course, weights)
     space, config = gate_space(shop), shop.config
     if config.structure.matching:
@@ -175,7 +188,7 @@ def learn_phase(shop: Workshop, weights: Mapping[str, Tensor] | None = None, pla
 def train_structure(
     shop: Workshop, weights: Mapping[str, Tensor], folder: Path, place: Accelerator, progress: Progress | None = None
 ) -> tuple[Hardened, dict[str, Tensor]]:
-    """Learn a structure on grounding, from dense weights.
+    """Learn a structure, on what the dense weights were trained on.
 
     Returns:
         The structure with its plan, and the trainee's weights, which hold to it.
@@ -214,10 +227,13 @@ def tune(
     dense: bool = False,
     device: str | None = None,
     progress: Progress | None = None,
-) -> Evaluation:
+) -> dict[str, Evaluation]:
     """Fine-tune a run's model on one kind of task, structured by its plan, or dense, to compare with.
 
     The folder gets ``config.json``, ``weights.safetensors`` (in the dense layout) and ``evaluation.json``.
+
+    Returns:
+        Every held-out split, with how the model does there.
 
     Raises:
         InarchError: the run is not complete, the folder holds another tuning, or training fails.
@@ -230,15 +246,21 @@ def tune(
     plan = None if dense else load_plan(run_folder / PLAN)
     teacher = read_weights(run_folder / DENSE) if config.distil and not dense else None
     shop = workshop(learned)
-    shop.scenes.course(config.kind)
+    shop.world.course(config.kind)
     _claim(document, folder, place)
     weights = tune_weights(shop, source, plan, config, folder, place, teacher, progress)
-    judged = judge(shop, weights, config.kind)
+    judged = {split: judge(shop, weights, config.kind, split=split, progress=progress) for split in shop.world.splits}
     if place.is_main_process:
         keep_weights(weights, folder / WEIGHTS)
-        summary = {"task": judged.task, "headline": judged.headline, "overall": dict(judged.overall)}
-        (folder / "evaluation.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        _write(summary(judged), folder / EVALUATION)
     return judged
+
+
+def summary(judged: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """Evaluations by split as a document: the task, its headline, and every metric by split."""
+    first = next(iter(judged.values()))
+    splits = {split: dict(found.overall) for split, found in judged.items()}
+    return {"task": first.task, "headline": first.headline, "splits": splits}
 
 
 def tune_weights(
@@ -266,7 +288,7 @@ def tune_weights(
     Returns:
         The trainee's weights in the dense layout.
     """
-    course = shop.scenes.course(config.kind)
+    course = shop.world.course(config.kind)
     trainee = shop.trainee(course, weights)
     trainee.to(place.device)  # before a structure or a teacher is put beside it
     module: nn.Module = trainee
@@ -307,7 +329,7 @@ def export_tuned(run_folder: Path, folder: Path) -> onnx_ir.Model:
 
 def task_of(config: LearnConfig, kind: Aim, split: str = "test") -> Task:
     """A run's held-out samples, without its model."""
-    return scenes_of(_settings(config.data, preset(config.model))).task(kind, split)
+    return world_of(config.data, preset(config.model)).task(kind, split)
 
 
 def structured_model(run_folder: Path, folder: Path) -> Model:
@@ -319,10 +341,17 @@ def structured_model(run_folder: Path, folder: Path) -> Model:
 
 
 def judge(
-    shop: Workshop, weights: Mapping[str, Tensor], kind: Aim, *, limit: int | None = None, split: str = "test"
+    shop: Workshop,
+    weights: Mapping[str, Tensor],
+    kind: Aim,
+    *,
+    limit: int | None = None,
+    split: str = "test",
+    progress: Progress | None = None,
 ) -> Evaluation:
     """A trainee's weights on held-out samples."""
-    return evaluate(as_model(shop.build(model_weights(weights)).eval()), shop.scenes.task(kind, split), limit=limit)
+    model = as_model(shop.build(model_weights(weights)).eval())
+    return evaluate(model, shop.world.task(kind, split), limit=limit, progress=progress)
 
 
 def read_run(folder: Path) -> LearnConfig:
@@ -344,23 +373,47 @@ def _refuse_another(document: Mapping[str, Any], folder: Path) -> None:
         there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else document
     except (OSError, ValueError) as error:
         raise InarchError(f"cannot be read: {error}", where=str(path)) from None
-    if there != document:
-        names = [name for name in document if not isinstance(there, dict) or there.get(name) != document[name]]
+    if there == document:
+        return
+    new: list[str] = []
+    known = _completed(there, document, new) if isinstance(there, dict) else {}
+    names = [name for name in document if known.get(name) != document[name]]
+    if new and not names:
         raise InarchError(
-            f"another run is here, with another {', '.join(names) or 'version'}",
-            where=str(folder),
-            hint="go on with that one (inarch learn --resume), or take another folder",
+            f"the run here was begun by a version that had no setting {new[0]}", where=str(folder), hint="take another folder"
         )
+    raise InarchError(
+        f"another run is here, with another {', '.join(names) or 'version'}",
+        where=str(folder),
+        hint="go on with that one (inarch learn --resume), or take another folder",
+    )
+
+
+def _completed(there: Mapping[str, Any], document: Mapping[str, Any], new: list[str], path: str = "") -> dict[str, Any]:
+    """What is there, with what it lacks, whose dotted names go to ``new``."""
+    made = dict(there)
+    for name, value in document.items():
+        if name not in there:
+            new.append(path + name)
+            made[name] = value
+        elif isinstance(value, dict) and isinstance(there[name], dict):
+            made[name] = _completed(there[name], value, new, f"{path}{name}.")
+    return made
 
 
 def _claim(document: Mapping[str, Any], folder: Path, place: Accelerator) -> None:
     """Take a folder for a run, or go on with the same run in it."""
     if place.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"{CONFIG}.part"
-        part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, folder / CONFIG)
+        _write(document, folder / CONFIG)
     place.wait_for_everyone()
+
+
+def _write(document: Mapping[str, Any], path: Path) -> None:
+    """Write JSON, whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, path)
 
 
 def replaced(shop: Workshop, **changes: Any) -> Workshop:

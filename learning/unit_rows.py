@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from inarch.structure.demand import unit_axes
-from inarch.structure.errors import BindingError
-from inarch.structure.sites import Member, Site, SiteTable
+from inarch.structure.errors import BindingError, LoweringError
+from inarch.structure.legalise import in_head_common
+from inarch.structure.sites import AXIS_FACTORS, Member, Site, SiteTable
 from inarch.structure.units import Indices
 
 Key = tuple[str, str]
@@ -60,6 +62,8 @@ class UnitRows:
         self.table = table
         self.slots: dict[Key, tuple[Slot, ...]] = {}
         self.biases: dict[Key, tuple[Slot, ...]] = {}
+        self.riders: dict[Key, tuple[Slot, ...]] = {}
+        self._fixed: dict[Key, tuple[str, ...]] = {}
         device = next((parameter.device for parameter in parameters.values()), torch.device("cpu"))
         for site in table.sites:
             for name in unit_axes(site):
@@ -67,6 +71,10 @@ class UnitRows:
                 own = [m for m in site.on(name) if m.is_bias]
                 self.slots[site.name, name] = tuple(_slot(site, name, m, parameters, device) for m in vectors)
                 self.biases[site.name, name] = tuple(_slot(site, name, m, parameters, device) for m in own)
+                along = [m for m in site.on(name) if not m.is_matrix and not m.is_bias]
+                moved = [m for m in along if m.param in parameters]
+                self.riders[site.name, name] = tuple(_slot(site, name, m, parameters, device) for m in moved)
+                self._fixed[site.name, name] = tuple(m.param for m in along if m not in moved)
 
     def read(self, key: Key, parameters: Mapping[str, Tensor]) -> Tensor:
         """The rows [N, D] of an axis; differentiable."""
@@ -108,16 +116,38 @@ class UnitRows:
 
     @torch.no_grad()
     def permute(self, key: Key, order: Indices, parameters: Mapping[str, Tensor]) -> None:
-        """Permute an axis's units, biases too, in the parameters themselves (or in moments of their shapes).
+        """Permute an axis's units, biases and riders too, in the parameters themselves (or in moments of their shapes).
 
         Args:
             key: the axis.
             order: the unit that comes to each place, [N].
             parameters: tensors by the parameters' names.
+
+        Raises:
+            LoweringError: something runs along the axis that cannot be moved along; nothing has changed then.
         """
-        for slot in (*self.slots[key], *self.biases[key]):
+        self._check_free(key, order)
+        for slot in (*self.slots[key], *self.biases[key], *self.riders[key]):
             now = _take(slot, parameters[slot.param])
             _store(slot, parameters[slot.param], now[torch.from_numpy(order).to(now.device)])
+
+    def _check_free(self, key: Key, order: Indices) -> None:
+        """Refuse an order that would part units from what belongs to them and stays.
+
+        What is no parameter stays. What runs over heads alone, or over the units of all heads alike, does not follow one axis.
+        """
+        site, name = self.table[key[0]], key[1]
+        axis, factor = site.axes[name], AXIS_FACTORS[name][-1]
+        old = np.arange(axis.size)
+        stay = list(self._fixed[key]) if (order != old).any() else []
+        loose = [m for m in site.members.values() if not any(m.has(other) for other in unit_axes(site))]
+        if (order // axis.per_head != old // axis.per_head).any():
+            stay += [m.param for m in loose if m.has("head")]
+        if in_head_common(site, name) and (order % axis.per_head != old % axis.per_head).any():
+            stay += [m.param for m in loose if factor in dict(m.factors)] or ["what all heads have in common"]
+        if stay:
+            message = f"units cannot be permuted: {stay[0]} would not follow"
+            raise LoweringError(message, where=f"{site.name}.{name}", hint="leave them in their order")
 
     @torch.no_grad()
     def fade(self, key: Key, keep: Tensor, fraction: float, parameters: Mapping[str, Tensor]) -> None:

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from inarch.learning.harden import Hardened
 
 
+class TaskName(StrEnum):
+    """What is trained on."""
+
+    scenes = "scenes"
+    sprites = "sprites"
+    easy_vqa = "easy-vqa"
+
+
 class Sharing(StrEnum):
     """Who may share."""
 
@@ -31,7 +39,7 @@ class Sharing(StrEnum):
 def run(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="The run's folder.")] = Path("run"),
     model: Annotated[str | None, typer.Option("--model", "-m", help="A preset.", show_default="mdetr-tiny")] = None,
-    task: Annotated[str | None, typer.Option("--task", help="What is trained on.", show_default="scenes")] = None,
+    task: Annotated[TaskName | None, typer.Option("--task", help="What is trained on.", show_default="scenes")] = None,
     level: Annotated[str | None, typer.Option("--level", help="easy, medium or hard.", show_default="medium")] = None,
     keep: Annotated[
         float | None, typer.Option("--keep", help="Fraction of the model's parameters to store.", show_default="0.62")
@@ -58,12 +66,13 @@ def run(
 ) -> None:
     """Learn a plan.
 
-    The dense model is trained on grounding, then structure and weights in turn, then the weights are brought to the structure.
+    The dense model is trained on grounding (on easy-vqa: on its questions), then structure and weights in turn, then the weights
+    are brought to the structure. Image size and rates that are not given are those that suit the model.
     The folder holds config.json (every setting), dense.safetensors, plan.json, weights.safetensors, logs and pictures; a run that
     was stopped goes on from its last checkpoint with --resume.
     """
     needs_learning()
-    from inarch.learning.config import LearnConfig, changed, read_config
+    from inarch.learning.config import configure
     from inarch.learning.plots import plot_run, plot_structure
     from inarch.learning.runs import learn, read_run
 
@@ -73,7 +82,7 @@ def run(
             raise InarchError("a run goes on with the settings that it began with", where="--resume", hint="leave the others out")
         chosen = read_run(out)
     else:
-        chosen = changed(read_config(config) if config is not None else LearnConfig(), changes)
+        chosen = configure(changes, config)
     with render.progress(quiet=json) as report:
         hardened = learn(chosen, out, device=device, progress=report)
     plot_run(out, out / "curves.png")
@@ -82,7 +91,7 @@ def run(
 
 
 def _say(chosen: LearnConfig, hardened: Hardened, out: Path, *, json: bool) -> None:
-    from inarch.learning.runs import backbone_parameters
+    from inarch.learning.runs import backbone_parameters, kinds_of
 
     total = hardened.table.parameters
     inside, kept = backbone_parameters(hardened.plan, hardened.table)
@@ -95,12 +104,13 @@ def _say(chosen: LearnConfig, hardened: Hardened, out: Path, *, json: bool) -> N
         f"{render.count(hardened.stored)} of {render.count(total)} parameters stored ({render.percent(hardened.stored, total)}), "
         f"of the two backbones alone {render.percent(kept, inside)}"
     )
-    render.say(f"wrote {out / 'plan.json'} and {out / 'weights.safetensors'}; next: inarch tune {out} --task referring")
+    kind = kinds_of(chosen)[0]
+    render.say(f"wrote {out / 'plan.json'} and {out / 'weights.safetensors'}; next: inarch tune {out} --task {kind}")
 
 
 def _changes(
     model: str | None,
-    task: str | None,
+    task: TaskName | None,
     level: str | None,
     keep: float | None,
     sharing: Sharing | None,
@@ -112,7 +122,7 @@ def _changes(
     """What the command line asks for, by the names of the configuration."""
     wanted = {
         "model": model,
-        "data.task": task,
+        "data.task": task.value if task is not None else None,
         "data.level": level,
         "structure.keep": keep,
         "structure.sharing": sharing.value if sharing is not None else None,

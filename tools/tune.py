@@ -24,7 +24,14 @@ class Kind(StrEnum):
 
 def run(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A folder of inarch learn.", show_default=False)],
-    task: Annotated[Kind, typer.Option("--task", help="What for: vqa with an MDETR, detection with a GLIP.")] = Kind.referring,
+    task: Annotated[
+        Kind | None,
+        typer.Option(
+            "--task",
+            help="What for; easy-vqa has vqa alone, which is an MDETR's, as detection (scenes) is a GLIP's.",
+            show_default="referring, or vqa",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where it goes.", show_default="RUN/TASK")
     ] = None,
@@ -41,16 +48,18 @@ def run(
     """Fine-tune a learned model.
 
     What is shared is one parameter, what is pruned is none. The folder gets weights.safetensors (in the dense layout, holding to
-    the plan), model.onnx (to be compiled with the run's plan), evaluation.json and logs. A run that was stopped goes on.
+    the plan), model.onnx (to be compiled with the run's plan), evaluation.json and logs. A run that was stopped goes on. The
+    model is judged on every held-out split: what is like training, and what training does not have.
     """
     needs_learning()
     from inarch.compiler.writer import write_model
     from inarch.learning.config import TuneConfig, validated
-    from inarch.learning.runs import export_tuned, tune
+    from inarch.learning.runs import export_tuned, kinds_of, read_run, summary, tune
 
-    where = out or folder / (f"{task.value}-dense" if dense else task.value)
+    kind = task.value if task is not None else kinds_of(read_run(folder))[0]
+    where = out or folder / (f"{kind}-dense" if dense else kind)
     settings = {"steps": steps, "rate": rate, "warmup": min(100, steps // 10)}
-    values = {"kind": task.value, "distil": distil, "precision": precision, "seed": seed, "optimisation": settings}
+    values = {"kind": kind, "distil": distil, "precision": precision, "seed": seed, "optimisation": settings}
     config = validated(TuneConfig, values, "inarch tune")
     with render.progress(quiet=json) as report:
         judged = tune(folder, config, where, dense=dense, device=device, progress=report)
@@ -59,11 +68,15 @@ def run(
         write_model(export_tuned(folder, where), model)
         report("exporting with torch", 1, 1)
     if json:
-        overall = dict(judged.overall)
-        render.emit_json({"format": "inarch.tune/1", "task": judged.task, "model": str(model), "overall": overall})
+        render.emit_json({"format": "inarch.tune/1", "model": str(model), **summary(judged)})
         return
-    shown = render.table("metric", ("value", "right"))
-    for name, value in judged.overall.items():
-        render.add_row(shown, name, f"{100 * value:.2f} %")
+    shown = render.table("metric", *((split, "right") for split in judged))
+    for name in dict.fromkeys(name for found in judged.values() for name in found.overall):
+        render.add_row(shown, name, *(_percent(found.overall.get(name)) for found in judged.values()))
     render.show(shown)
     render.say(f"wrote {model}; next: inarch compile {model} {folder / 'plan.json'} -o compiled.onnx")
+
+
+def _percent(value: float | None) -> str:
+    """A metric; a split need not have every one."""
+    return "-" if value is None else f"{100 * value:.2f} %"

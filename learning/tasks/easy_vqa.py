@@ -221,7 +221,7 @@ class EasyVqaTask:
 
     def __init__(self, data: EasyVqa, *, logits: str = "answer", preparation: Preparation = MDETR) -> None:
         self.data = data
-        self.name = f"easy_vqa/{data.split}"
+        self.name = "easy-vqa/vqa" if data.split == "test" else f"easy-vqa-{data.split}/vqa"
         self.samples = len(data)
         self._logits = logits
         self._preparation = preparation
@@ -237,12 +237,14 @@ class EasyVqaTask:
         }
 
     def predict(self, rows: Indices, outputs: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """``answer`` [n], a class.
+        """``answer`` [n], a class, and ``margin`` [n], how far it is ahead of the second.
 
         Raises:
             RuntimeFailure: the model has no such output, or of another shape.
         """
-        return {"answer": output(outputs, self._logits, (len(rows), len(self.data.classes)), self.name).argmax(1)}
+        logits = output(outputs, self._logits, (len(rows), len(self.data.classes)), self.name)
+        two = np.sort(logits, axis=1)[:, -2:]
+        return {"answer": logits.argmax(1), "margin": two[:, 1] - two[:, 0]}
 
     def score(self, rows: Indices, predictions: Arrays) -> dict[str, npt.NDArray[np.float64]]:
         """``accuracy``: 1 or 0, [n]."""

@@ -44,9 +44,9 @@ def shop(small_presets: None) -> Workshop:
 
 @pytest.fixture(scope="session")
 def glip_shop(small_presets: None) -> Workshop:
-    """The same for the small GLIP, on images of 64 pixels."""
+    """The same for the small GLIP, on images of 64 pixels, as GLIPs have them."""
     from inarch.learning.runs import workshop
 
     from tests.learning import tiny
 
-    return workshop(tiny.config(model="small-glip", data={"side": 64}))
+    return workshop(tiny.config(model="small-glip"))

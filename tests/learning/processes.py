@@ -16,7 +16,7 @@ from inarch.learning.trainer import accelerator, run
 def phases(shop: Workshop) -> list[LearnPhase | WeightPhase]:
     """One of each kind."""
     place = accelerator("no", "cpu")
-    course = shop.scenes.course("grounding")
+    course = shop.pretraining()
     plain = WeightPhase("dense", shop.trainee(course), course, shop.config.dense, place, shop.config.seed)
     return [plain, learn_phase(shop, None, place)]
 

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from inarch.learning.config import DataSettings
+from inarch.learning.config import ScenesSettings
 from inarch.learning.models.registry import build
 from inarch.learning.runs import Workshop
-from inarch.learning.tasks.courses import (
-    Scenes,
-    ScenesSettings,
-    attribute_words,
-    course_names,
-    shard,
-    tensors,
-)
-from inarch.learning.tasks.scenes.detection import Aim
-from inarch.learning.tasks.scenes.words import WORDS
-from inarch.learning.tasks.scenes.world import ATTRIBUTES
+from inarch.learning.tasks.aims import Aim
+from inarch.learning.tasks.courses import shard, tensors
+from inarch.learning.tasks.scenes_world import ScenesWorld
+from inarch.learning.tasks.worlds import open_world
 from inarch.structure.errors import InarchError
 
 from tests.learning import tiny
 
 CPU = torch.device("cpu")
+GLIP_SETTINGS = ScenesSettings.model_validate(dict(tiny.SETTINGS["data"]) | {"side": 64})
 SHARED = {"objects", "owned", "spoken", "answering", "central"}
 
 
@@ -37,7 +31,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize("kind", ["grounding", "referring", "vqa"])
 def test_a_batch_depends_on_seed_number_and_part_alone(shop: Workshop, kind: Aim) -> None:
-    course, fresh = shop.scenes.course(kind), Scenes(shop.scenes.settings).course(kind)
+    course, fresh = shop.world.course(kind), open_world(shop.config.data, shop.model).course(kind)
     assert course.name == f"scenes/{kind}"
     first = course.batch(0, 3)
     np.random.default_rng(0).random(5)
@@ -48,8 +42,9 @@ def test_a_batch_depends_on_seed_number_and_part_alone(shop: Workshop, kind: Aim
 
 
 def test_weights_and_structure_see_different_images(shop: Workshop) -> None:
-    course = shop.scenes.course("grounding")
-    pixels = shop.scenes.data("train").pixels(np.arange(60))
+    assert isinstance(shop.world, ScenesWorld)
+    course = shop.world.course("grounding")
+    pixels = shop.world.data("train").pixels(np.arange(60))
     place = {image.tobytes(): number for number, image in enumerate(pixels)}
     assert len(place) == 60
     seen: dict[str, set[int]] = {"weights": set(), "structure": set()}
@@ -62,7 +57,7 @@ def test_weights_and_structure_see_different_images(shop: Workshop) -> None:
 
 
 def test_texts_are_about_their_images(shop: Workshop) -> None:
-    batch = shop.scenes.course("referring").batch(0, 0)
+    batch = shop.world.course("referring").batch(0, 0)
     assert batch["image"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert batch["input_ids"].shape == batch["attention_mask"].shape
     assert batch["attention_mask"].sum(1).max() == batch["input_ids"].shape[1]
@@ -72,7 +67,7 @@ def test_texts_are_about_their_images(shop: Workshop) -> None:
 @pytest.mark.parametrize("world", [1, 2, 4])
 @pytest.mark.parametrize("kind", ["grounding", "vqa"])
 def test_shards_make_up_the_batch(shop: Workshop, kind: Aim, world: int) -> None:
-    whole = shop.scenes.course(kind).batch(0, 1)
+    whole = shop.world.course(kind).batch(0, 1)
     parts = [shard(whole, rank, world) for rank in range(world)]
     for name, values in whole.items():
         if name in SHARED:
@@ -105,77 +100,32 @@ def check_average(trainee: nn.Module, whole: dict[str, Any], world: int) -> None
 
 @pytest.mark.parametrize("kind", ["grounding", "referring", "vqa"])
 def test_averaged_gradients_of_shards_are_the_whole_batchs(shop: Workshop, kind: Aim) -> None:
-    course = shop.scenes.course(kind)
+    course = shop.world.course(kind)
     check_average(shop.trainee(course), course.batch(0, 2), 2)
 
 
 @pytest.mark.parametrize("kind", ["grounding", "detection"])
 def test_the_same_with_glip(kind: Aim) -> None:
-    scenes = Scenes(ScenesSettings("easy", 60, 8, 2, 2, 64, 4, 2, levels=3))
-    course = scenes.course(kind)
-    trainee = course.trainee(build(scenes.fitted(tiny.GLIP)).train())
+    world = open_world(GLIP_SETTINGS, tiny.GLIP)
+    course = world.course(kind)
+    trainee = course.trainee(build(world.fitted(tiny.GLIP)).train())
     check_average(trainee, course.batch(0, 2), 2)
 
 
 def test_images_that_cannot_be_dealt_out(shop: Workshop) -> None:
     with pytest.raises(InarchError, match="4 images cannot be dealt out to 3 processes"):
-        shard(shop.scenes.course("grounding").batch(0, 0), 0, 3)
-
-
-def test_training_and_judging_are_on_other_scenes(shop: Workshop) -> None:
-    images = [image.tobytes() for split in ("train", "test", "unseen") for image in shop.scenes.data(split).images]
-    assert len(set(images)) == len(images) == 60 + 8 + 8
-    held_out = shop.scenes.course("vqa").held_out()
-    assert (held_out.name, held_out.samples) == ("scenes/vqa", 16)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"scenes": 30}, "30 scenes leave 3 to learn the structure on, a batch has 4"),
-        ({"each": 3}, "3 texts of an image, of which there are 2"),
-        ({"level": "odd"}, "no level 'odd'"),
-    ],
-)
-def test_data_that_make_no_batch(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(InarchError, match=message):
-        ScenesSettings(**{**dict(tiny.SETTINGS["data"]), **settings})
+        shard(shop.world.course("grounding").batch(0, 0), 0, 3)
 
 
 def test_models_that_do_not_fit(shop: Workshop) -> None:
-    with pytest.raises(InarchError, match="patches"):
-        Scenes(ScenesSettings(side=50, scenes=200)).fitted(tiny.MDETR)
-    with pytest.raises(InarchError, match="multiple of 32"):
-        Scenes(ScenesSettings(side=48, scenes=200, levels=3)).fitted(tiny.GLIP)
-    course = shop.scenes.course("grounding")
+    course = shop.pretraining()
     with pytest.raises(InarchError, match="not Linear"):
         course.trainee(nn.Linear(1, 1))
     with pytest.raises(InarchError, match="levels"):
         course.trainee(build(tiny.GLIP))
     small = tiny.MDETR.model_copy(update={"vision": tiny.MDETR.vision.model_copy(update={"patch": 16})})
-    with pytest.raises(InarchError, match="3 cells a side, the scenes' grid is 6"):
+    with pytest.raises(InarchError, match="3 cells a side, the batches' grid is 6"):
         course.trainee(build(small))
     short = shop.model.model_copy(update={"spans": 12})
     with pytest.raises(InarchError, match="the longest text has"):
         course.trainee(build(short))
-
-
-def test_kinds_that_a_model_does_not_have(shop: Workshop) -> None:
-    with pytest.raises(InarchError, match="no detection with MDETR"):
-        shop.scenes.course("detection")
-    with pytest.raises(InarchError, match="no vqa with GLIP"):
-        Scenes(ScenesSettings(levels=3)).task("vqa")
-
-
-def test_names() -> None:
-    assert course_names() == [f"scenes/{kind}" for kind in get_args(Aim)]
-    assert ScenesSettings(**DataSettings().model_dump(exclude={"task"})).grid == 6
-
-
-def test_words_that_name_attributes() -> None:
-    words = attribute_words(80)
-    assert words.shape == (80, 4)
-    named = {WORDS[number]: row for number, row in enumerate(words.tolist()) if max(row) >= 0}
-    assert named["red"] == [-1, 0, -1, -1]
-    assert named["crosses"] == named["cross"] == [ATTRIBUTES["shape"].index("cross"), -1, -1, -1]
-    assert "left" not in named

@@ -18,23 +18,12 @@ from inarch.learning.models import build, export_model
 from inarch.learning.models.attention import padding_bias
 from inarch.learning.models.dyhead import DyConv
 from inarch.learning.models.glip_config import GlipConfig, SwinConfig
-from inarch.learning.models.parts_config import TextConfig, VitConfig
+from inarch.learning.models.parts_config import VitConfig
 from inarch.learning.models.swin import Swin, SwinBlock
 from inarch.learning.models.vlfuse import BiAttention
 from inarch.structure.sites import SiteTable
 
-TEXT = TextConfig(family="bert", vocabulary=64, positions=24, types=1, width=32, layers=1, heads=4, hidden=64, dropout=0.0)
-SMALL = GlipConfig(
-    vision=SwinConfig(width=16, layers=(1, 2, 1, 1), heads=(1, 2, 4, 4), window=4),
-    text=TEXT,
-    width=16,
-    blocks=1,
-    fusion_heads=2,
-    fusion_width=32,
-    groups=4,
-    classes=None,
-    levels=3,
-)
+from tests.learning.tiny import GLIP, SWIN
 
 
 @pytest.mark.parametrize(
@@ -55,8 +44,7 @@ def test_sizes_that_cannot_be_are_refused() -> None:
 
 
 def test_a_vit_stands_behind_a_pyramid() -> None:
-    config = SMALL.model_copy(update={"vision": VitConfig(image=64, patch=16, width=32, layers=1, heads=4, hidden=64)})
-    model = build(config)
+    model = build(GLIP)
     inputs = model.example(2, 64, 96, 6)
     with torch.no_grad():
         out = model(**inputs)
@@ -65,7 +53,7 @@ def test_a_vit_stands_behind_a_pyramid() -> None:
 
 @pytest.mark.parametrize("fusion", [True, False])
 def test_what_lies_in_padded_text_changes_nothing(fusion: bool) -> None:
-    model = build(SMALL.model_copy(update={"fusion": fusion}))
+    model = build(SWIN.model_copy(update={"fusion": fusion}))
     inputs = model.example(3, 64, 64, 8)
     real = inputs["attention_mask"].bool()
     other = inputs | {"input_ids": torch.where(real, inputs["input_ids"], 9)}
@@ -156,7 +144,7 @@ def test_two_way_attention_is_the_formula() -> None:
 
 @cache
 def graph() -> ir.Model:
-    return export_model(build(SMALL))
+    return export_model(build(SWIN))
 
 
 def opened(model: ir.Model) -> ort.InferenceSession:
@@ -175,7 +163,7 @@ def convolutions(model: ir.Model) -> set[str]:
 
 
 def test_onnx_runtime_computes_what_torch_computes() -> None:
-    model, exported = build(SMALL), graph()
+    model, exported = build(SWIN), graph()
     assert [value.name for value in exported.graph.inputs] == list(model.signature.inputs)
     assert [value.name for value in exported.graph.outputs] == list(model.signature.outputs)
     assert convolutions(exported) == {"DeformConv"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,20 @@ from inarch.structure.plan import load_plan
 from tests.learning import tiny
 from tests.learning.exported import compiled, distance, off_plan
 
-CONFIG = tiny.config(model="small-glip", data={"side": 64}, structure={"keep": 0.8})
 BRIEF = Optimisation(steps=3, warmup=1, rate=1e-3)
 
 
 @pytest.fixture(scope="module")
 def folder(glip_shop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("glip") / "run"
-    learn(CONFIG, made, device="cpu")
+    learn(tiny.config(model="small-glip", structure={"keep": 0.8}), made, device="cpu")
     return made
 
 
 def test_a_structure_is_learned(folder: Path, glip_shop: Workshop) -> None:
+    recorded = json.loads((folder / "config.json").read_text())
+    assert recorded["data"]["side"] == glip_shop.world.side == 64, "what nobody asked for suits a GLIP"
+    assert recorded["dense"]["rate"] == 1e-3
     plan, weights = load_plan(folder / "plan.json"), model_weights(read_weights(folder / "weights.safetensors"))
     assert off_plan(glip_shop.model, parameters(weights), plan) == []
     assert plan.expect is not None
@@ -66,11 +69,11 @@ def parameters(weights: dict[str, Any]) -> dict[str, Any]:
 def test_tuned_structured_and_compiled_agree(folder: Path, glip_shop: Workshop, tmp_path: Path, kind: Any) -> None:
     distil = 0.5 if kind == "referring" else 0.0
     judged = tune(folder, TuneConfig(kind=kind, optimisation=BRIEF, distil=distil), tmp_path, device="cpu")
-    assert judged.task == f"scenes/{kind}"
-    assert all(np.isfinite(value) for value in judged.overall.values())
+    assert [found.task for found in judged.values()] == [f"scenes/{kind}", f"scenes-unseen/{kind}"]
+    assert all(np.isfinite(value) for found in judged.values() for value in found.overall.values())
     plan, weights = load_plan(folder / "plan.json"), model_weights(read_weights(tmp_path / "weights.safetensors"))
     assert off_plan(glip_shop.model, parameters(weights), plan) == []
-    feeds = glip_shop.scenes.task(kind).feeds(np.arange(4))
+    feeds = glip_shop.world.task(kind).feeds(np.arange(4))
     assert set(feeds) == {"pixel_values", "input_ids", "attention_mask"}
     structured = structured_model(folder, tmp_path)(feeds)
     assert distance(structured, run_eager(glip_shop.build(weights), feeds)) < 1e-5
@@ -81,7 +84,7 @@ TOLERANCE = 1e-5
 
 
 def test_training_lowers_the_loss(glip_shop: Workshop) -> None:
-    course = glip_shop.scenes.course("grounding")
+    course = glip_shop.world.course("grounding")
     settings = Optimisation(steps=12, rate=1e-3, warmup=2)
     phase = WeightPhase("dense", glip_shop.trainee(course), course, settings, accelerator("no", "cpu"), 0)
     values = [phase.step(number) for number in range(12)]
@@ -100,8 +103,8 @@ def test_a_new_model_begins_with_boxes_of_a_quarter(glip_shop: Workshop) -> None
 
 
 def test_boxes_in_pixels_are_those_that_are_read(glip_shop: Workshop) -> None:
-    batch = glip_shop.scenes.course("grounding").batch(0, 0)
-    trainee = glip_shop.trainee(glip_shop.scenes.course("grounding"))
+    batch = glip_shop.world.course("grounding").batch(0, 0)
+    trainee = glip_shop.trainee(glip_shop.world.course("grounding"))
     assert isinstance(trainee, GlipTrainee)
     found = trainee._pixels(torch.from_numpy(batch["boxes"])).numpy()
     np.testing.assert_allclose(found, to_pixels(batch["boxes"], (64, 64)), atol=1e-4)
@@ -135,13 +138,13 @@ def perfect(task: Any) -> Any:
 
 @pytest.mark.parametrize("kind", ["referring", "grounding", "detection"])
 def test_the_truth_is_right(glip_shop: Workshop, kind: Any) -> None:
-    task: Any = glip_shop.scenes.task(kind)
+    task: Any = glip_shop.world.task(kind)
     judged = evaluate(perfect(task), task, batch=5)
     assert judged.value == pytest.approx(1, abs=1e-6)
 
 
 def test_detection_names_every_object(glip_shop: Workshop) -> None:
-    task = glip_shop.scenes.task("detection")
+    task = glip_shop.world.task("detection")
     assert isinstance(task, DetectionTask)
     assert task.samples == 8
     scenes, texts = task.data.scenes, task.texts
@@ -150,7 +153,7 @@ def test_detection_names_every_object(glip_shop: Workshop) -> None:
         assert (texts.targets[row, 0] >= 0).sum() == count
         assert texts.spans[row, 0, :count].argmax(1).tolist() == (scenes.shape[row, :count] + 1).tolist()
         assert not texts.spans[row, 0, count:].any()
-    batch = glip_shop.scenes.course("detection").batch(0, 0)
+    batch = glip_shop.world.course("detection").batch(0, 0)
     assert batch["image"].tolist() == [0, 1, 2, 3]
     assert batch["boxes"].shape[:2] == batch["box_mask"].shape
     wrong = {"boxes": np.zeros((8, 3, 4)), "scores": np.zeros((8, 3)), "labels": np.full((8, 3), -1)}
@@ -159,7 +162,7 @@ def test_detection_names_every_object(glip_shop: Workshop) -> None:
 
 
 def test_distilling_from_oneself_costs_nothing(glip_shop: Workshop) -> None:
-    course = glip_shop.scenes.course("referring")
+    course = glip_shop.world.course("referring")
     trainee = glip_shop.trainee(course)
     batch = tensors(course.batch(0, 0), torch.device("cpu"))
     with torch.no_grad():
@@ -189,7 +192,7 @@ def test_what_glip_does_not_do(folder: Path, glip_shop: Workshop, tmp_path: Path
 
 
 def test_found_boxes_are_relative_to_the_image(glip_shop: Workshop) -> None:
-    task: Any = glip_shop.scenes.task("referring")
+    task: Any = glip_shop.world.task("referring")
     judged = evaluate(perfect(task), task)
     wanted = task.data.scenes.boxes[np.arange(16) // 2, task.texts.targets.reshape(-1)]
     assert iou(to_corners(judged.predictions["boxes"][:, 0]), to_corners(wanted)).min() > 0.95

@@ -122,7 +122,7 @@ def _plan(space: GateSpace, hard: Any) -> Any:
 
 def test_losses_under_gates_are_those_of_the_structured_weights(shop: Workshop) -> None:
     """With everything kept and private, the plain losses; with gates, those of the weights that the gates leave."""
-    phase = tiny.learning(shop)
+    phase = tiny.learning(shop, prior=0.0)
     batch = tensors(phase._weights.course.batch(0, 1, "structure"), torch.device("cpu"))
     module = phase._raw
     losses = module(batch, torch.zeros(phase.space.logits))
@@ -137,7 +137,7 @@ def test_losses_under_gates_are_those_of_the_structured_weights(shop: Workshop) 
 @pytest.mark.parametrize("sharing", ["joint", "cross", "layer"])
 def test_matching_changes_no_output_and_brings_readers_nearer(shop: Workshop, sharing: Any) -> None:
     changed = shop.config.structure.model_copy(update={"sharing": sharing})
-    space = gate_space(Workshop(shop.config.model_copy(update={"structure": changed}), shop.model, shop.scenes, shop.table))
+    space = gate_space(Workshop(shop.config.model_copy(update={"structure": changed}), shop.model, shop.world, shop.table))
     model = shop.build()
     with torch.no_grad():
         rng = torch.Generator().manual_seed(3)

@@ -14,7 +14,8 @@ import torch
 
 from inarch.learning.phases import LearnPhase
 from inarch.learning.runs import Workshop
-from inarch.learning.tasks.courses import Scenes, tensors
+from inarch.learning.tasks.courses import tensors
+from inarch.learning.tasks.worlds import open_world
 from inarch.learning.trainer import LOG, read_log, run
 
 from tests.learning import tiny
@@ -29,7 +30,8 @@ def pair(shop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pair")
     # The child makes its own scenes, which depend on the settings alone, and what is cached at the sites.
     table = replace(shop.table, sites=tuple(replace(site) for site in shop.table.sites))
-    (folder / "shop.pickle").write_bytes(pickle.dumps(replace(shop, scenes=Scenes(shop.scenes.settings), table=table)))
+    world = open_world(shop.config.data, shop.model)
+    (folder / "shop.pickle").write_bytes(pickle.dumps(replace(shop, world=world, table=table)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "tests.learning.processes", str(folder)]
     hidden = {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK"}
@@ -56,7 +58,7 @@ def test_two_processes_learn_what_one_does(pair: Path, shop: Workshop, tmp_path:
         assert tiny.differing(expected["hard"], found["hard"]) == []
     assert read_log(tmp_path / LOG).keys() == read_log(pair / phase.name / LOG).keys()
     # Losses are logged by one process, of its own half; what they are of the weights is checked on a whole batch.
-    course = shop.scenes.course("grounding")
+    course = shop.pretraining()
     losses = []
     for state in (expected, found):
         trainee = shop.trainee(course, state["module"])

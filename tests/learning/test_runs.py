@@ -122,14 +122,23 @@ def test_another_run_in_the_folder_is_refused(folder: Path) -> None:
     assert (folder / "config.json").read_bytes() == before
 
 
+def test_a_run_of_an_older_version_is_read_but_not_gone_on_with(folder: Path, tmp_path: Path) -> None:
+    document = json.loads((folder / "config.json").read_text())
+    del document["structure"]["core"]
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    assert read_run(tmp_path) == tiny.CONFIG
+    with pytest.raises(InarchError, match=r"begun by a version that had no setting structure\.core"):
+        learn(tiny.CONFIG, tmp_path, device="cpu", progress=never)
+    with pytest.raises(InarchError, match="another run is here, with another seed"):
+        learn(tiny.config(seed=1), tmp_path, device="cpu", progress=never)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model": "nosuch"}, "no such preset"),
         ({"data": {"side": 50}}, "patches"),
-        ({"data": {"scenes": 20}}, "leave 2"),
-        ({"data": {"level": "odd"}}, "no level"),
-        ({"model": "small-glip"}, "multiple of 32"),
+        ({"model": "small-glip", "data": {"side": 48}}, "multiple of 32"),
     ],
 )
 def test_what_cannot_be_set_up_leaves_no_folder(shop: Workshop, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -188,12 +197,16 @@ def test_tuning_keeps_the_structure(folder: Path, shop: Workshop, tmp_path: Path
     judged = tune(folder, TuneConfig(kind=kind, optimisation=BRIEF, distil=distil), tmp_path / "tuned", device="cpu")
     assert names(tmp_path / "tuned") == ["checkpoint.pt", "config.json", "evaluation.json", "log.csv", "weights.safetensors"]
     written = json.loads((tmp_path / "tuned" / "evaluation.json").read_text())
-    assert written == {"task": f"scenes/{kind}", "headline": judged.headline, "overall": dict(judged.overall)}
+    splits = {split: dict(found.overall) for split, found in judged.items()}
+    assert list(splits) == ["test", "unseen"]
+    assert splits["test"] != splits["unseen"]
+    assert written == {"task": f"scenes/{kind}", "headline": judged["test"].headline, "splits": splits}
     plan, whole = load_plan(folder / "plan.json"), read_weights(tmp_path / "tuned" / "weights.safetensors")
     weights, before = model_weights(whole), model_weights(read_weights(folder / "weights.safetensors"))
     assert any((weights[name] != value).any() for name, value in before.items())
     assert off_plan(shop.model, weights, plan) == []
-    assert judge(shop, whole, kind).overall == judged.overall
+    assert all(judge(shop, whole, kind, split=split).overall == found.overall for split, found in judged.items())
+    assert judged["unseen"].task == f"scenes-unseen/{kind}"
     feeds = task_of(tiny.CONFIG, kind).feeds(np.arange(5))
     structured = structured_model(folder, tmp_path / "tuned")(feeds)
     assert distance(structured, run_eager(shop.build(weights).eval(), feeds)) < 1e-5
@@ -204,7 +217,7 @@ def test_tuning_stores_what_the_plan_does(folder: Path, shop: Workshop, tmp_path
     plan = load_plan(folder / "plan.json")
     tune(folder, TuneConfig(optimisation=BRIEF), tmp_path, device="cpu")
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]["module"]
-    trainee = shop.trainee(shop.scenes.course("referring"))
+    trainee = shop.trainee(shop.world.course("referring"))
     beside = sum(p.numel() for p in trainee.parameters()) - sum(p.numel() for p in trainee.model.parameters())
     outside = sum(p.numel() for p in trainee.model.parameters()) - shop.table.parameters
     assert plan.expect is not None
@@ -213,7 +226,7 @@ def test_tuning_stores_what_the_plan_does(folder: Path, shop: Workshop, tmp_path
 
 def test_tuning_the_dense_model(folder: Path, shop: Workshop, tmp_path: Path) -> None:
     judged = tune(folder, TuneConfig(kind="vqa", optimisation=BRIEF), tmp_path, dense=True, device="cpu")
-    assert judged.headline == "accuracy"
+    assert judged["test"].headline == "accuracy"
     assert off_plan(shop.model, model_weights(read_weights(tmp_path / "weights.safetensors")), load_plan(folder / "plan.json"))
     with pytest.raises(InarchError, match="another run is here, with another dense"):
         tune(folder, TuneConfig(kind="vqa", optimisation=BRIEF), tmp_path, device="cpu")
@@ -247,7 +260,7 @@ def test_tuning_what_is_not_complete(folder: Path, tmp_path: Path) -> None:
 
 def test_a_heavy_plan_can_be_tuned(shop: Workshop, tmp_path: Path) -> None:
     """Of two whole sites nothing is left: their parameters are empty."""
-    dense = shop.trainee(shop.scenes.course("grounding")).state_dict()
+    dense = shop.trainee(shop.pretraining()).state_dict()
     space = gate_space(_with(shop, sharing="none"))
     keep = {key: np.ones(spec.heads * spec.per_head, np.bool_) for key, spec in space.axes.items()}
     gone = [key for key in keep if key[0] in ("backbone.0.body.layers.1.attn", "transformer.encoder.layers.0.ffn")]

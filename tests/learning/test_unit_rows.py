@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from inarch.learning.unit_rows import UnitRows
-from inarch.structure.errors import BindingError
+from inarch.structure.errors import BindingError, LoweringError
 from inarch.structure.sites import SiteTable
 
 from tests.learning.tables import Bare, bare, ffn, glip_like, mdetr_like, msa, odd_ones, parameters_of, table_of
@@ -144,3 +146,46 @@ def test_another_module_is_refused(change: str, word: str) -> None:
         site = replace(site, members={role: replace(m, param=f"b.{m.param}") for role, m in site.members.items()})
     with pytest.raises(BindingError, match=word):
         UnitRows(SiteTable((site,), (), 100, 400), module)
+
+
+def scaled_ffn(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+    """What an FFN with one number a hidden unit computes."""
+    inside = (x @ parameters["a.up.weight"].T + parameters["a.up.bias"]).relu() * parameters["a.scale"]
+    return inside @ parameters["a.down.weight"].T
+
+
+def test_riders_go_with_their_units() -> None:
+    table = table_of([ffn("a", 4, 6, scale=True)])
+    module = bare(table)
+    units, parameters, x = UnitRows(table, module), parameters_of(module), torch.randn(5, 4)
+    before, old = scaled_ffn(parameters, x), {name: value.clone() for name, value in parameters.items()}
+    order = np.array([3, 1, 5, 0, 4, 2])
+    units.permute(("a", "hidden"), order, parameters)
+    torch.testing.assert_close(scaled_ffn(parameters, x), before)
+    assert torch.equal(parameters["a.scale"], old["a.scale"][order])
+    assert torch.equal(parameters["a.up.bias"], old["a.up.bias"][order])
+
+
+def test_what_would_not_follow_is_not_permuted() -> None:
+    """A buffer along the units, a table over heads, a table inside them: nothing changes where they would be parted."""
+    table = table_of([ffn("a", 4, 6, scale=True), msa("b", 4, 3, 2, table=5), msa("c", 4, 3, 2, uniform=True)])
+    module = bare(table)
+    scale = module.get_parameter("a.scale").detach()
+    del module.get_submodule("a")._parameters["scale"]
+    module.get_submodule("a").register_buffer("scale", scale)
+    units, parameters = UnitRows(table, module), parameters_of(module)
+    before = {name: value.clone() for name, value in parameters.items()}
+    heads, inside, none = (np.array(order) for order in ([2, 3, 0, 1, 4, 5], [1, 0, 3, 2, 4, 5], [0, 1, 2, 3, 4, 5]))
+    for key, order, name in (
+        (("a", "hidden"), heads, r"a\.scale"),
+        (("b", "qk"), heads, r"b\.table"),
+        (("b", "vo"), heads, r"b\.table"),
+        (("c", "qk"), inside, r"c\.rotary"),
+    ):
+        with pytest.raises(LoweringError, match=f"{key[0]}\\.{key[1]}: units cannot be permuted: {name} would not follow"):
+            units.permute(key, order, parameters)
+        units.permute(key, none, parameters)
+    assert all(torch.equal(value, before[name]) for name, value in parameters.items())
+    for key, order in ((("b", "qk"), inside), (("b", "vo"), inside), (("c", "qk"), heads), (("c", "vo"), inside)):
+        units.permute(key, order, parameters)
+        assert not torch.equal(units.read(key, parameters), units.read(key, before))

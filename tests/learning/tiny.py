@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inarch.learning.config import LearnConfig
 from inarch.learning.models import registry
-from inarch.learning.models.glip_config import GlipConfig
+from inarch.learning.models.glip_config import GlipConfig, SwinConfig
 from inarch.learning.models.mdetr_config import MdetrConfig
 from inarch.learning.models.parts_config import TextConfig, VitConfig
 from inarch.learning.phases import LearnPhase, WeightPhase
@@ -46,14 +46,20 @@ GLIP = GlipConfig(
     classes=None,
     levels=3,
 )
+SWIN = GLIP.model_copy(
+    update={
+        "vision": SwinConfig(width=16, layers=(1, 2, 1, 1), heads=(1, 2, 4, 4), window=4),
+        "text": _TEXT.model_copy(update={"layers": 1}),
+    }
+)
 PRESETS = {"small": MDETR, "small-glip": GLIP}
 
 SETTINGS: Mapping[str, Any] = {
     "model": "small",
-    "data": {"level": "easy", "scenes": 60, "held_out": 8, "texts": 2, "judged": 2, "side": 48, "images": 4, "each": 2},
+    "data": {"level": "easy", "scenes": 60, "held_out": 8, "texts": 2, "judged": 2, "images": 4, "each": 2},
     "dense": {"steps": 6, "warmup": 1, "interval": 4},
-    "learning": {"steps": 8, "warmup": 1, "interval": 3},
-    "structure": {"keep": 0.75, "rate": 0.02},
+    "learning": {"steps": 8, "rate": 3e-3, "warmup": 1, "interval": 3},
+    "structure": {"keep": 0.75, "rate": 0.02, "freeze": 0.4, "arrive": 0.7},
 }
 CONFIG = LearnConfig.model_validate(SETTINGS)
 
@@ -83,7 +89,7 @@ def weights(shop: Workshop, **optimisation: Any) -> WeightPhase:
     """Dense training from random weights."""
     from inarch.learning.trainer import accelerator
 
-    course = shop.scenes.course("grounding")
+    course = shop.pretraining()
     trainee = shop.trainee(course)
     settings = shop.config.dense.model_copy(update=optimisation)
     return WeightPhase("dense", trainee, course, settings, accelerator("no", "cpu"), shop.config.seed)

@@ -68,7 +68,11 @@ def test_the_whole_way(learned: Path, tmp_path: Path, inarch: Run) -> None:
     assert tuned.code == 0, tuned.err
     document = json.loads(tuned.out)
     assert (document["format"], document["task"]) == ("inarch.tune/1", "scenes/referring")
-    assert "precision@1" in document["overall"]
+    assert document["headline"] == "precision@1"
+    assert list(document["splits"]) == ["test", "unseen"]
+    assert all("precision@1" in metrics for metrics in document["splits"].values())
+    written = json.loads((learned / "referring" / "evaluation.json").read_text())
+    assert written == {name: document[name] for name in ("task", "headline", "splits")}
     model = Path(document["model"])
     assert model == learned / "referring" / "model.onnx"
 
@@ -77,8 +81,77 @@ def test_the_whole_way(learned: Path, tmp_path: Path, inarch: Run) -> None:
     assert Session(out).outputs == Session(model).outputs
     shown = inarch("tune", learned, "--task", "vqa", "--steps", "2", "--distil", "0.5", "--dense", "--out", tmp_path / "vqa")
     assert shown.code == 0, shown.err
-    assert "accuracy" in shown.out
+    head, *rows = (line.split() for line in shown.out.splitlines() if line.strip())
+    assert head == ["metric", "test", "unseen"]
+    assert next(row for row in rows if row[0] == "accuracy")[2::2] == ["%", "%"]
     assert (tmp_path / "vqa" / "model.onnx").exists()
+
+
+TINY = [
+    "--steps",
+    "2,3",
+    "--keep",
+    "0.8",
+    *(part for name in ("images=4", "each=2", "held_out=6") for part in ("--set", f"data.{name}")),
+]
+DRAWN = [*TINY, "--level", "easy", *(part for name in ("scenes=60", "texts=2", "judged=2") for part in ("--set", f"data.{name}"))]
+
+
+@pytest.fixture
+def emoji(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages of made-up emoji, where the environment says."""
+    pytest.importorskip("PIL")
+    from inarch.learning.tasks import sprites_world
+    from inarch.learning.tasks.sprites.package import measure
+
+    from tests.learning.tasks.emoji import make_packages
+
+    home = make_packages(tmp_path / "emoji")
+    monkeypatch.setenv("INARCH_SPRITES", str(home))
+    monkeypatch.setattr(sprites_world, "PINS", measure(home))
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "splits"),
+    [
+        ([*DRAWN, "--model", "small", "--task", "sprites"], "referring", ["test", "style", "concept"]),
+        ([*TINY, "--model", "small", "--task", "easy-vqa", "--set", "data.scenes=60"], "vqa", ["test"]),
+    ],
+    ids=["sprites", "easy-vqa"],
+)
+def test_every_task_goes_the_whole_way(
+    tmp_path: Path, inarch: Run, emoji: None, options: list[str], kind: str, splits: list[str]
+) -> None:
+    if kind == "vqa":
+        pytest.importorskip("easy_vqa")
+    run, out = tmp_path / "run", tmp_path / "compiled.onnx"
+    done = inarch("learn", *options, "--out", run)
+    assert done.code == 0, done.err
+    assert f"inarch tune {run} --task {kind}" in " ".join(done.out.split())
+    config = json.loads((run / "config.json").read_text())
+    assert config["data"].get("side", 64) == 64
+    tuned = inarch("tune", run, "--steps", "2", "--json")
+    assert tuned.code == 0, tuned.err
+    document = json.loads(tuned.out)
+    assert document["task"] == f"{config['data']['task']}/{kind}"
+    assert list(document["splits"]) == splits
+    assert inarch("compile", document["model"], run / "plan.json", "--out", out).code == 0
+    assert Session(out).outputs == Session(document["model"]).outputs
+
+
+@pytest.mark.parametrize("task", ["sprites", "easy-vqa"])
+def test_without_its_data_a_task_says_what_to_fetch(
+    tmp_path: Path, inarch: Run, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    from inarch.learning.tasks import easy_vqa
+
+    monkeypatch.delenv("INARCH_SPRITES", raising=False)
+    monkeypatch.setattr(easy_vqa, "find_spec", lambda name: None)
+    done = inarch("learn", "--model", "small", "--task", task, "--out", tmp_path / "run")
+    assert done.code == 2
+    said = " ".join(done.err.split())
+    assert all(word in said for word in {"sprites": ("npm install", "INARCH_SPRITES"), "easy-vqa": ("pip install",)}[task])
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("command", ["learn", "tune"])
@@ -115,7 +188,7 @@ def test_options_go_before_a_configuration(tmp_path: Path, inarch: Run) -> None:
         (["--set", "structure.keep"], "NAME=VALUE"),
         (["--set", "structure.keep=half"], "structure.keep"),
         (["--set", "structure.generator=luck"], "structure.generator"),
-        (["--set", "structure.arrive=0.1"], "before the gates are frozen"),
+        (["--set", "structure.freeze=0.9", "--set", "structure.arrive=0.8"], "before the gates are frozen"),
         (["--set", "data.scenes=20"], "20 scenes leave 2"),
         (["--keep", "0"], "structure.keep"),
         (["--keep", "1.5"], "structure.keep"),
@@ -123,7 +196,8 @@ def test_options_go_before_a_configuration(tmp_path: Path, inarch: Run) -> None:
         (["--steps", "0,3"], "dense.steps"),
         (["--seed", "-1"], "--seed"),
         (["--sharing", "all"], "--sharing"),
-        (["--task", "coco"], "data.task"),
+        (["--task", "coco"], "--task"),
+        (["--task", "easy-vqa"], "data.level: there is no such setting of easy-vqa"),
         (["--device", "tpu"], "no device"),
         (["--weights", "nosuch.safetensors"], "nosuch.safetensors"),
         (["--config", "nosuch.json"], "nosuch.json"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,6 @@ from inarch.learning.tasks.scenes.words import SCENES
 from inarch.learning.tasks.scenes.world import ATTRIBUTES, Difficulty, Scenes
 from inarch.runtime.accuracy import Arrays
 from inarch.structure.units import Indices
-
-Aim = Literal["grounding", "referring", "vqa", "detection"]
-"""What a model is trained for on scenes."""
 
 KEEP = 20
 """Detections that are kept of each image."""
@@ -66,14 +63,20 @@ class DetectionTask:
         data: the split.
         texts: as of :func:`name_shapes`.
         levels: of the model's pyramid.
+        label: what the data are called, before the kind in the task's name.
     """
 
     data: ScenesData
     texts: Texts
     levels: int
+    label: str = "scenes"
 
-    name = "scenes/detection"
     headline = "mAP"
+
+    @property
+    def name(self) -> str:
+        """As ``scenes/detection``."""
+        return f"{self.label}/detection"
 
     @property
     def samples(self) -> int:

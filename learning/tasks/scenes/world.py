@@ -12,7 +12,6 @@ from typing import Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from inarch.structure.errors import InarchError
 from inarch.structure.units import Indices
 
 Floats = npt.NDArray[np.float32]
@@ -58,17 +57,6 @@ LEVELS: Mapping[str, Difficulty] = {
     "hard": Difficulty((5, 7), textures=3, overlap=0.2, noise=0.06, hardness=0.65),
 }
 """Name -> difficulty."""
-
-
-def level(name: str) -> Difficulty:
-    """The difficulty of this name.
-
-    Raises:
-        InarchError: there is none.
-    """
-    if name not in LEVELS:
-        raise InarchError(f"there is no level {name!r}", where="--level", hint=f"there are {', '.join(LEVELS)}")
-    return LEVELS[name]
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from inarch.learning.tasks.scenes.language import (
     DIRECTIONS,
     ENDINGS,
@@ -16,7 +14,6 @@ from inarch.learning.tasks.scenes.language import (
     Topic,
 )
 from inarch.learning.tasks.scenes.world import Split
-from inarch.structure.units import Indices
 
 _ONE_WORD = (
     "monkey fox cat tiger zebra elephant penguin owl frog turtle snake dolphin octopus snail crab rose sunflower cactus mushroom "
@@ -80,13 +77,3 @@ def topic(split: Split, hardness: float) -> Topic:
 def _new(scene: Scene) -> list[int]:
     """The objects that training does not know."""
     return [number for number, thing in enumerate(scene) if thing.value("concept") in HELD_OUT]
-
-
-def attribute_words(vocabulary: int) -> Indices:
-    """The attribute values that words name, [vocabulary, 2]; -1 for none. Each word of a name stands for all of it."""
-    table = np.full((vocabulary, len(ATTRIBUTES)), -1, np.int64)
-    for column, values in enumerate(ATTRIBUTES.values()):
-        for number, value in enumerate(values):
-            for word in value.split():
-                table[WORDS.index(word), column] = number
-    return table

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from inarch.learning.tasks.scenes.render import render
-from inarch.learning.tasks.scenes.world import ATTRIBUTES, LEVELS, SPLITS, Difficulty, Scenes, draw, held_out, level, place
-from inarch.structure.errors import InarchError
+from inarch.learning.tasks.scenes.world import ATTRIBUTES, LEVELS, SPLITS, Difficulty, Scenes, draw, held_out, place
 
 NAMES = tuple(LEVELS)
 
@@ -118,9 +117,3 @@ def test_colours_and_textures_look_different() -> None:
     assert all(np.abs(seen[a] - seen[b]).max() > 30 for a in seen for b in seen if a != b)
     textures = [render(replace(plain, shape=one, texture=one * number), 64, LEVELS["easy"], 0) for number in range(3)]
     assert all(np.abs(textures[a].astype(int) - textures[b]).max() > 60 for a, b in ((0, 1), (0, 2), (1, 2)))
-
-
-def test_an_unknown_level_is_refused() -> None:
-    assert level("easy") is LEVELS["easy"]
-    with pytest.raises(InarchError, match=r"no level 'mad' \(there are easy, medium, hard\)"):
-        level("mad")

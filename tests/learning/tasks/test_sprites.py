@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,59 +12,23 @@ import pytest
 
 pytest.importorskip("PIL")
 
+from inarch.learning.tasks.drawn import attribute_words
 from inarch.learning.tasks.scenes.baseline import question_only
-from inarch.learning.tasks.scenes.data import feeds
-from inarch.learning.tasks.scenes.data import training_batch as scenes_batch
+from inarch.learning.tasks.scenes.data import ScenesConfig
 from inarch.learning.tasks.scenes.expressions import meaning
 from inarch.learning.tasks.scenes.task import ScenesTask
 from inarch.learning.tasks.scenes.texts import KINDS
 from inarch.learning.tasks.sprites import package
-from inarch.learning.tasks.sprites.data import SPLITS, SpritesConfig, SpritesData, SpriteSplit, training_batch
-from inarch.learning.tasks.sprites.package import PINS, STYLES, VERSIONS, Pins, find_packages, load_pictures, measure
-from inarch.learning.tasks.sprites.words import ANSWERS, ATTRIBUTES, HELD_OUT, KNOWN, NAMES, SPRITES, WORDS, attribute_words
+from inarch.learning.tasks.sprites.data import SPLITS, SpritesData, SpriteSplit
+from inarch.learning.tasks.sprites.package import PINS, STYLES, Pins, find_packages, load_pictures, measure
+from inarch.learning.tasks.sprites.words import ANSWERS, ATTRIBUTES, HELD_OUT, KNOWN, NAMES, SPRITES, WORDS
 from inarch.learning.tasks.sprites.world import LEVELS
 from inarch.structure.errors import DataError
 
+from tests.learning.tasks.emoji import colour, make_packages, write
 from tests.learning.tasks.scene_reader import referents, reply
 
 REAL = os.environ.get("INARCH_SPRITES")
-
-
-def colour(number: int, style: str) -> tuple[int, int, int]:
-    """Another one for every concept, bright in one style and dark in the other."""
-    parts = number % 4, number // 4 % 4, number // 16
-    low = 170 if style == "google" else 10
-    return low + 25 * parts[0], low + 25 * parts[1], low + 25 * parts[2]
-
-
-def write(path: Path, document: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document), encoding="utf-8")
-
-
-def make_packages(home: Path) -> Path:
-    """Packages of plain rectangles with clear margins, in the proportions 1:1, 2:1 and 1:2."""
-    from PIL import Image
-
-    codes = {name: f"1F{number:03X}" for number, name in enumerate(NAMES)}
-    for name, version in VERSIONS.items():
-        write(home / name / "package.json", {"name": name, "version": version})
-    write(home / "emojibase-data/en/data.json", [{"label": name, "hexcode": code} for name, code in codes.items()])
-    for style in STYLES:
-        folder = home / f"emoji-datasource-{style}"
-        # Some codes have the selector of coloured pictures in this table alone.
-        rows = [
-            {"unified": code + "-FE0F" * (n % 2), "image": f"{code.lower()}.png"} | {f"has_img_{s}": True for s in STYLES}
-            for n, code in enumerate(codes.values())
-        ]
-        write(folder / "emoji.json", rows)
-        (folder / "img" / style / "64").mkdir(parents=True)
-        for number, code in enumerate(codes.values()):
-            pixels = np.zeros((64, 64, 4), np.uint8)
-            wide, high = ((40, 40), (40, 20), (20, 40))[number % 3]
-            pixels[10 : 10 + high, 15 : 15 + wide] = (*colour(number, style), 255)
-            Image.fromarray(pixels).save(folder / "img" / style / "64" / f"{code.lower()}.png")
-    return home
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +44,15 @@ def pins(home: Path) -> Pins:
 @pytest.fixture(scope="module")
 def data(home: Path, pins: Pins) -> dict[SpriteSplit, SpritesData]:
     """A split of each sort."""
-    return {split: SpritesData.compose(config(split), home, pins) for split in SPLITS}
+    return {split: compose(split, home, pins) for split in SPLITS}
 
 
-def config(split: SpriteSplit, **changes: Any) -> SpritesConfig:
-    return replace(SpritesConfig(LEVELS["medium"], split, 300, 4, 64, 1), **changes)
+def compose(
+    split: SpriteSplit, home: Path | None = None, pins: Pins = PINS, *, level: str = "medium", **changes: Any
+) -> SpritesData:
+    scenes, style = SPLITS[split]
+    sizes = {"count": 300, "texts": 4, "side": 64, "seed": 1} | changes
+    return SpritesData.compose(ScenesConfig(LEVELS[level], scenes, **sizes), style, home, pins)
 
 
 def test_words_fit_the_smallest_vocabulary() -> None:
@@ -94,7 +62,7 @@ def test_words_fit_the_smallest_vocabulary() -> None:
     assert len(words) == len(set(words)), "a word names two concepts"
     assert not set(words) & set("left right top bottom small large thing".split())
     assert sorted((*HELD_OUT, *KNOWN)) == list(range(60))
-    table = attribute_words(200)
+    table = attribute_words(SPRITES, 200)
     assert table.shape == (200, 2)
     assert table[WORDS.index("palm")].tolist() == table[WORDS.index("tree")].tolist() == [NAMES.index("palm tree"), -1]
     assert table[WORDS.index("large")].tolist() == [-1, 1]
@@ -161,7 +129,7 @@ def used(data: SpritesData) -> np.ndarray:
 
 
 def test_scenes_depend_on_the_seed_alone(home: Path, pins: Pins, data: dict[SpriteSplit, SpritesData]) -> None:
-    again, other = (SpritesData.compose(config("train", seed=seed), home, pins) for seed in (1, 2))
+    again, other = (compose("train", home, pins, seed=seed) for seed in (1, 2))
     assert np.array_equal(data["train"].images, again.images)
     assert not np.array_equal(data["train"].images, other.images)
     for kind in KINDS:
@@ -225,7 +193,7 @@ def test_expressions_are_true_of_their_target_alone(data: dict[SpriteSplit, Spri
 
 def said(ids: np.ndarray) -> set[int]:
     """The concepts that texts name."""
-    table = attribute_words(len(WORDS))
+    table = attribute_words(SPRITES, len(WORDS))
     return set(table[np.unique(ids), 0].tolist()) - {-1}
 
 
@@ -239,7 +207,7 @@ def test_only_one_split_speaks_of_held_out_concepts(data: dict[SpriteSplit, Spri
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_answers_are_right_and_balanced(home: Path, pins: Pins, level: str) -> None:
-    data = SpritesData.compose(config("test", level=LEVELS[level], count=1200, side=48), home, pins)
+    data = compose("test", home, pins, level=level, count=1200, side=48)
     texts = data.texts("vqa")
     answers: dict[str, Counter[str]] = {}
     for row, scene in enumerate(SPRITES.things(data.scenes)):
@@ -253,25 +221,6 @@ def test_answers_are_right_and_balanced(home: Path, pins: Pins, level: str) -> N
     assert max(answers["count"].values()) < 0.4 * answers["count"].total()
     assert len(answers["place"]) >= 45
     assert max(answers["place"].values()) < 0.1 * answers["place"].total()
-
-
-def test_batches_have_what_scenes_have(data: dict[SpriteSplit, SpritesData]) -> None:
-    found = data["train"]
-    rows, picks = np.array([4, 9, 2]), np.array([[0, 1], [2, 3], [1, 0]])
-    for kind in KINDS:
-        texts = found.texts(kind)
-        batch, plain = training_batch(found, texts, rows, picks, 8), scenes_batch(found, texts, rows, picks, 8)
-        assert batch.keys() == plain.keys()
-        assert all(np.array_equal(batch[name], plain[name]) for name in batch if name != "cells")
-        assert batch["pixel_values"].shape == (3, 3, 64, 64)
-        assert batch["cells"].shape == (3, 64, 2)
-    owner = found.cells(rows, 8)
-    for i, row in enumerate(rows.tolist()):
-        for cell, k in enumerate(owner[i].tolist()):
-            wanted = [-1, -1] if k < 0 else [found.scenes.shape[row, k], found.scenes.size[row, k]]
-            assert batch["cells"][i, cell].tolist() == wanted
-    assert (owner >= 0).any(1).all()
-    assert feeds(found, texts, np.array([0, 5]))["pixel_values"].shape == (2, 3, 64, 64)
 
 
 def test_scenes_tasks_take_them(data: dict[SpriteSplit, SpritesData]) -> None:
@@ -296,7 +245,7 @@ def test_the_real_packages() -> None:
     for style in STYLES:
         assert all(30 < max(picture.shape[:2]) <= 64 for picture in pictures[style])
         assert len({picture.tobytes() for picture in pictures[style]}) == 60
-    found = {split: SpritesData.compose(config(split)) for split in SPLITS}
+    found = {split: compose(split) for split in SPLITS}
     test, other = found["test"], found["style"]
     assert np.array_equal(test.scenes.shape, other.scenes.shape)
     moved = np.abs(test.scenes.boxes[..., :2] - other.scenes.boxes[..., :2])[used(test)]
