@@ -141,9 +141,10 @@ def _charge_copies(demand: Demand, links: Links, segments: Iterable[Segment], ch
                 paid[roots] = True
                 copies.append((n, units[~fresh]))
         for n, units in copies:
-            reasons, counts = np.unique(links.why[name][n][units], return_counts=True)
-            for reason, count in zip(reasons.tolist(), counts.tolist(), strict=True):
-                charges.add(n, name, REASONS[reason], count, count * vectors[n])
+            owners = axis.owner[axis.root[n][units]]
+            found, counts = np.unique(np.stack([links.why[name][n][units], owners]), axis=1, return_counts=True)
+            for (reason, owner), count in zip(found.T.tolist(), counts.tolist(), strict=True):
+                charges.add(n, name, REASONS[reason], count, count * vectors[n], owner)
 
 
 def _charge_ties(demand: Demand, sites: Sequence[LoweredSite], planned: Coverage, untouched: Coverage, charges: _Charges) -> None:
@@ -165,19 +166,23 @@ def _charge_ties(demand: Demand, sites: Sequence[LoweredSite], planned: Coverage
 
 
 class _Charges:
-    """What is stored beyond the plan, by site, axis and reason: units and parameters."""
+    """What is stored beyond the plan, by site, axis, reason and the site whose vectors it repeats: units and parameters."""
 
     def __init__(self) -> None:
-        self._entries: defaultdict[tuple[int, str, str], list[int]] = defaultdict(lambda: [0, 0])
+        self._entries: defaultdict[tuple[int, str, str, int], list[int]] = defaultdict(lambda: [0, 0])
 
-    def add(self, site: int, axis: str, reason: str, units: int, parameters: int) -> None:
+    def add(self, site: int, axis: str, reason: str, units: int, parameters: int, base: int = -1) -> None:
         """Book an entry."""
-        entry = self._entries[site, axis, reason]
+        entry = self._entries[site, axis, reason, base]
         entry[0] += units
         entry[1] += parameters
 
     def legalised(self, names: Sequence[str]) -> tuple[Legalised, ...]:
-        """The entries by site, axis and reason, in a fixed order; ``names`` are the sites' names."""
+        """The entries by site, axis, reason and base, in a fixed order; ``names`` are the sites' names."""
         axes = tuple(AXIS_FACTORS)
-        found = sorted(self._entries.items(), key=lambda item: (item[0][0], axes.index(item[0][1]), item[0][2]))
-        return tuple(Legalised(names[n], axis, reason, *booked) for (n, axis, reason), booked in found if any(booked))
+        found = sorted(self._entries.items(), key=lambda item: (item[0][0], axes.index(item[0][1]), *item[0][2:]))
+        return tuple(
+            Legalised(names[n], axis, reason, booked[0], booked[1], names[base] if base >= 0 else None)
+            for (n, axis, reason, base), booked in found
+            if any(booked)
+        )

@@ -1,18 +1,23 @@
 """The cost table: what a lowering may give up for speed, as figures that were measured, not as code.
 
-The shipped table is ``cost_default.json``. A table of one's own is given explicitly and its hash is recorded in the
-compiled model, so that the same input gives the same bytes everywhere.
+Two tables are shipped, ``cpu`` (the default) and ``gpu``; ``inarch calibrate`` measures one for the machine at hand. A table
+other than the default is named explicitly and its hash is recorded in the compiled model, so that the same input gives the same
+bytes everywhere.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from types import MappingProxyType
+from typing import Annotated, Final, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from inarch.structure.cost_figures import Measured
 from inarch.structure.errors import InarchError
 
 FORMAT: Final = "inarch.cost/1"
@@ -53,6 +58,7 @@ class CostTable(BaseModel):
         balanced: the limits where nothing is preferred.
         size: looser limits: the smallest file, some latency.
         latency: tighter limits: the fewest kernels, some bytes.
+        measured: the timings that the limits were derived from, where they were measured on one machine.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -62,6 +68,7 @@ class CostTable(BaseModel):
     balanced: Limits
     size: Limits
     latency: Limits
+    measured: Measured | None = None
 
     def limits(self, prefer: str | None = None) -> Limits:
         """The limits for a preference: None, ``size`` or ``latency``.
@@ -89,27 +96,75 @@ def parse_cost(text: str | bytes, source: str = "cost table") -> CostTable:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = ".".join(str(part) for part in first["loc"])
-        raise CostError(first["msg"], where=f"{source}: {path}" if path else source) from None
+        hint = f"a table is one JSON object of the format {FORMAT}; inarch calibrate -o FILE writes one"
+        raise CostError(first["msg"], where=f"{source}: {path}" if path else source, hint=hint) from None
 
 
 def load_cost(path: str | Path) -> CostTable:
-    """Read a cost table from a file, strictly.
+    """Read a cost table from a file, strictly, or take a shipped one by its name: ``cpu`` or ``gpu``.
+
+    As a ``Path``, ``./gpu`` is the same as ``gpu``; a file of that name is reached by its whole path.
 
     Raises:
         CostError: the file cannot be read, or as :func:`parse_cost`.
     """
+    if str(path) in SHIPPED:
+        return SHIPPED[str(path)]
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise CostError(f"cannot be read: {error.strerror}", where=str(path)) from None
+        names = " and ".join(SHIPPED)
+        hint = f"{names} name the shipped tables; inarch calibrate -o FILE measures one for this machine"
+        raise CostError(f"cannot be read: {error.strerror}", where=str(path), hint=hint) from None
     return parse_cost(data, str(path))
 
 
+def save_cost(table: CostTable, path: str | Path) -> None:
+    """Write a cost table, whole or not at all.
+
+    Raises:
+        CostError: it cannot be written.
+    """
+    target = Path(path)
+    draft = target.with_name(target.name + ".part")
+    try:
+        draft.write_text(table.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
+        os.replace(draft, target)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        hint = "name a file in a folder that exists and can be written"
+        raise CostError(f"cannot be written: {error.strerror}", where=str(path), hint=hint) from None
+
+
 def cost_hash(table: CostTable) -> str:
-    """sha256 (hex) over the table's figures; the description takes no part, nor does the spelling of the file."""
-    figures = table.model_dump(mode="json", exclude={"description"})
+    """sha256 (hex) over the limits; neither the description nor the timings take part, nor does the spelling of the file."""
+    figures = table.model_dump(mode="json", exclude={"description", "measured"})
     return hashlib.sha256(json.dumps(figures, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-DEFAULT_COST: Final = load_cost(Path(__file__).with_name("cost_default.json"))
-"""The shipped table."""
+def shipped_name(digest: str) -> str | None:
+    """The name of the shipped table with this hash (:func:`cost_hash`), or None."""
+    return next((name for name, table in SHIPPED.items() if cost_hash(table) == digest), None)
+
+
+def cost_schema() -> dict[str, JsonValue]:
+    """The JSON schema of cost tables, generated from the types."""
+    schema: dict[str, JsonValue] = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": FORMAT}
+    return schema | cast("dict[str, JsonValue]", CostTable.model_json_schema())
+
+
+def schema_text() -> str:
+    """The schema as the repository keeps it."""
+    return json.dumps(cost_schema(), indent=2, sort_keys=True) + "\n"
+
+
+def _read(name: str) -> CostTable:
+    path = Path(__file__).with_name(name)
+    return parse_cost(path.read_bytes(), name)
+
+
+DEFAULT_COST: Final = _read("cost_default.json")
+"""The shipped table for CPUs, which is used where none is named."""
+
+SHIPPED: Final[Mapping[str, CostTable]] = MappingProxyType({"cpu": DEFAULT_COST, "gpu": _read("cost_gpu.json")})
+"""Name -> shipped table."""

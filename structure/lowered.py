@@ -129,6 +129,8 @@ class Legalised:
             ``rotary`` ``frozen`` ``form`` ``tied`` (numbers that the dense model ties and the plan makes the site hold alone).
         units: how many units are stored that the plan did not count.
         parameters: how many numbers that is.
+        base: the site whose weight vectors these units store once more, its own name where it keeps what others read; None
+            where they are pruned units kept as zeros, or riders.
     """
 
     site: str
@@ -136,6 +138,7 @@ class Legalised:
     reason: str
     units: int
     parameters: int
+    base: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

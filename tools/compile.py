@@ -14,20 +14,13 @@ from inarch.tools.options import Cost, Debug, Json, Model, PlanFile
 
 if TYPE_CHECKING:
     from inarch.compiler.compile import CompileResult
+    from inarch.structure.cost import CostTable
     from inarch.structure.lowered import LoweredPlan
+    from inarch.structure.sites import SiteTable
 
-REASONS = {
-    "head-counts": "every head of a site keeps the same number of units",
-    "multiple": "widths are multiples that the hardware likes",
-    "segment-size": "a shared block too small to pay for its kernels",
-    "segment-limit": "more shared blocks than a projection may have",
-    "pairing": "units of one head that are shared with several",
-    "heads-differ": "heads of two sites that cannot be matched",
-    "zero-unit": "one zero unit where an axis would be empty",
-    "rotary": "rotary pairs that stay together",
-    "frozen": "axes that the graph does not allow to change",
-    "form": "an operator that needs equal widths",
-}
+
+NOTABLY = 1.02
+"""Parameters stored, over those planned, from which it is worth saying what would store fewer."""
 
 
 class Prefer(StrEnum):
@@ -37,6 +30,11 @@ class Prefer(StrEnum):
     latency = "latency"
 
 
+PreferOption = Annotated[
+    Prefer | None, typer.Option("--prefer", help="Move the cost table's balance toward one of the two.", show_default=False)
+]
+
+
 def run(
     model: Model,
     plan: PlanFile,
@@ -44,8 +42,9 @@ def run(
         Path | None, typer.Option("--out", "-o", metavar="OUT", help="Where the compiled model is written.", show_default=False)
     ] = None,
     cost: Cost = None,
-    prefer: Annotated[Prefer | None, typer.Option("--prefer", help="Move the cost table's balance.", show_default=False)] = None,
+    prefer: PreferOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be stored.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Say of every site what was decided, and why.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -55,16 +54,32 @@ def run(
     """
     if (out is None) != dry_run:
         raise typer.BadParameter("give either an output file or --dry-run", param_hint="--out")
-    from inarch.api import compile
+    from inarch.api import compile, open_cost
 
+    table = open_cost(cost)
+    wish = prefer.value if prefer else None
     with render.progress(quiet=json) as report:
-        result = compile(model, plan, out, cost=cost, prefer=prefer.value if prefer else None, progress=report)
+        result = compile(model, plan, out, cost=table, prefer=wish, progress=report)
     if json:
-        render.emit_json({"format": "inarch.compiled/1", "out": str(out) if out else None, **as_data(result)})
-    else:
-        show(result.lowered)
-        if out is not None:
-            render.say(f"wrote {out} ({render.size(written_bytes(result))})")
+        data = {"out": str(out) if out else None, **as_data(result), "cost": cost_data(table, wish)}
+        render.emit_json({"format": "inarch.compiled/1", **data})
+        return
+    from inarch.structure.decisions import decisions
+    from inarch.tools.explain import limits_text, show_decisions
+
+    decided = decisions(result.table, result.lowered)
+    if explain:
+        show_decisions(decided, number_bytes(result.table))
+    show(result.lowered)
+    dense, now = sum(d.dense_products for d in decided), sum(d.products for d in decided)
+    if now != dense:
+        render.say(f"matrix products of the sites: {dense} -> {now}")
+    if cost is not None or prefer is not None or explain:
+        render.say(limits_text(table, wish))
+        if result.lowered.stored > NOTABLY * result.lowered.planned:
+            render.say("a plan that was made with the same table, by inarch plan make --cost, loses less to these limits")
+    if out is not None:
+        render.say(f"wrote {out} ({render.size(written_bytes(result))})")
 
 
 def written_bytes(result: CompileResult) -> int:
@@ -81,8 +96,23 @@ def legalised(lowered: LoweredPlan) -> dict[str, tuple[int, int]]:
     return {reason: (units, parameters) for reason, (units, parameters) in totals.items()}
 
 
+def number_bytes(table: SiteTable) -> float:
+    """Bytes that a number of the model takes, on average."""
+    return table.bytes / table.parameters if table.parameters else 0.0
+
+
+def cost_data(table: CostTable, prefer: str | None) -> dict[str, object]:
+    """Which limits were kept, for ``--json``."""
+    from inarch.structure.cost import cost_hash, shipped_name
+
+    digest = cost_hash(table)
+    return {"hash": digest, "name": shipped_name(digest), "prefer": prefer, "limits": table.limits(prefer).model_dump()}
+
+
 def as_data(result: CompileResult) -> dict[str, object]:
-    """What ``compile --json`` prints."""
+    """What ``compile --json`` prints of a compilation; ``decisions`` has an entry a site, in model order."""
+    from inarch.structure.decisions import decision_data, decisions
+
     lowered = result.lowered
     return {
         "parameters": lowered.parameters,
@@ -93,14 +123,25 @@ def as_data(result: CompileResult) -> dict[str, object]:
         "changed_sites": sum(site.touched for site in lowered.sites),
         "segments": [{"id": s.id, "axis": s.axis, "width": s.width, "readers": list(s.readers)} for s in lowered.segments],
         "legalised": [
-            {"site": item.site, "axis": item.axis, "reason": item.reason, "units": item.units, "parameters": item.parameters}
+            {
+                "site": item.site,
+                "axis": item.axis,
+                "reason": item.reason,
+                "units": item.units,
+                "parameters": item.parameters,
+                "base": item.base,
+            }
             for item in lowered.legalised
         ],
+        "decisions": [decision_data(decision, number_bytes(result.table)) for decision in decisions(result.table, lowered)],
+        "metadata": dict(result.metadata),
     }
 
 
 def show(lowered: LoweredPlan) -> None:
     """Print what is stored, and what legalising cost by reason."""
+    from inarch.tools.explain import REASONS
+
     costs = legalised(lowered)
     if costs:
         shown = render.table("stored beyond the plan", ("units", "right"), ("parameters", "right"), "because")
