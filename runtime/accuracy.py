@@ -168,3 +168,73 @@ def paired_over_seeds(
         spread = float(np.std([part.difference for part in parts], ddof=1)) / len(parts) ** 0.5
         half = max(half, float(t.ppf(0.5 + confidence / 2, len(parts) - 1)) * spread)
     return Paired(mean, mean - half, mean + half, pooled.changed, pooled.samples)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two models on the same samples of a task.
+
+    Attributes:
+        first, second: the models' evaluations.
+        metric: the score that samples are compared by: the headline where it is one, else the first.
+        metrics: every score -> its paired difference, second less first.
+        better, worse: samples that the second does better or worse by ``metric``, in order.
+    """
+
+    first: Evaluation
+    second: Evaluation
+    metric: str
+    metrics: Mapping[str, Paired]
+    better: Indices
+    worse: Indices
+
+    @property
+    def headline(self) -> Paired:
+        """The difference by :attr:`metric`."""
+        return self.metrics[self.metric]
+
+    def disagreements(self, margin: float) -> Indices:
+        """Samples on which the two differ by :attr:`metric`, though neither's choice was close.
+
+        Args:
+            margin: choices that were ahead of the second best by this or less were close. A task that does not say how far they
+                were has no close ones.
+        """
+        clear = np.ones(len(self.first.scores[self.metric]), np.bool_)
+        for side in (self.first, self.second):
+            if "margin" in side.predictions:
+                clear &= np.asarray(side.predictions["margin"]) > margin
+        changed = self.first.scores[self.metric] != self.second.scores[self.metric]
+        return np.flatnonzero(changed & clear)
+
+
+def compare(first: Evaluation, second: Evaluation, *, confidence: float = 0.95) -> Comparison:
+    """Compare two models that were judged on the same samples.
+
+    Raises:
+        RuntimeFailure: they were not, or on fewer than two.
+    """
+    counts = [len(next(iter(side.scores.values()))) for side in (first, second)]
+    if first.task != second.task or set(first.scores) != set(second.scores):
+        raise RuntimeFailure(f"these are predictions for {first.task} and for {second.task}", hint="compare models on one task")
+    if counts[0] != counts[1]:
+        raise RuntimeFailure(
+            f"one model was judged on {counts[0]} samples, the other on {counts[1]}",
+            where=first.task,
+            hint=f"--limit {min(counts)} compares those that both have",
+        )
+    if counts[0] < 2:
+        raise RuntimeFailure("one sample is too few to compare models by", where=first.task)
+    metric = first.headline if first.headline in first.scores else next(iter(first.scores))
+    apart = second.scores[metric] - first.scores[metric]
+    metrics = {name: paired(first.scores[name], second.scores[name], confidence=confidence) for name in first.scores}
+    return Comparison(first, second, metric, metrics, np.flatnonzero(apart > 0), np.flatnonzero(apart < 0))
+
+
+def first_samples(evaluation: Evaluation, count: int) -> Evaluation:
+    """An evaluation's first so many samples: what is no mean over samples is left out, since it cannot be told from them."""
+    scores = {name: values[:count] for name, values in evaluation.scores.items()}
+    predictions = {name: values[:count] for name, values in evaluation.predictions.items()}
+    overall = {name: float(values.mean()) for name, values in scores.items()}
+    headline = evaluation.headline if evaluation.headline in scores else next(iter(scores))
+    return Evaluation(evaluation.task, headline, predictions, scores, overall)

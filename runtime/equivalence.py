@@ -7,7 +7,8 @@ reference is finite. How far two right answers may lie apart is measured, not gu
     floor      = 8 * eps * sqrt(depth) * scale                  what reordering sums costs where ORT happens to change nothing
     tolerance  = min(max(4 * noise, floor), max(cap * scale, 2 * noise))
 
-``scale`` is the largest finite magnitude of the reference's output, ``depth`` the number of products on the longest path, ``eps``
+All of it is measured on the provider that is asked for, with its products in the precision of their type (no TF32): a GPU's noise
+is not the CPU's. ``scale`` is the largest finite magnitude of the reference's output, ``depth`` the number of products on the longest path, ``eps``
 and ``cap`` belong to the precision that the weights are stored in (cap: 1e-5 in fp32). Where the reference alone is noisier than
 the cap, twice its noise is allowed, and the report says so. Integers have to be equal wherever the reference agrees with itself.
 """
@@ -24,6 +25,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from inarch.runtime.inputs import Case
+from inarch.runtime.providers import CPU
 from inarch.runtime.session import ModelLike, Session, SessionOptions, load, model_file
 from inarch.structure.errors import RuntimeFailure
 
@@ -190,7 +192,7 @@ def compare(
     cases: Sequence[Case],
     *,
     site_outputs: Mapping[str, Chains] | None = None,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
+    providers: Sequence[str] = (CPU,),
     threads: int = 0,
     progress: Progress | None = None,
 ) -> EquivalenceReport:
@@ -218,7 +220,7 @@ def compare(
         for done, (who, level) in enumerate(steps):
             if progress is not None:
                 progress("running reference and compiled model", done, len(steps))
-            options = SessionOptions(level, tuple(providers), threads)
+            options = SessionOptions(level, tuple(providers), threads, exact=True)
             right = who == "reference"
             runs[who, level] = _run(truth_path if right else compiled_path, cases, options, strict=right)
     if progress is not None:
@@ -249,7 +251,7 @@ def first_difference(
     case: Case,
     site_outputs: Mapping[str, Chains],
     *,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
+    providers: Sequence[str] = (CPU,),
     threads: int = 0,
 ) -> tuple[SiteDifference | None, int]:
     """The first site value, in the reference's graph order, that two models disagree on, with optimisation off.
@@ -280,7 +282,7 @@ def first_difference(
     if not wanted:
         return None, 0
     names = [value for _, _, value in wanted]
-    options = SessionOptions("off", tuple(providers), threads)
+    options = SessionOptions("off", tuple(providers), threads, exact=True)
     results = []
     for model in (reference, compiled):
         with Session(_with_outputs(model, names), options) as session:

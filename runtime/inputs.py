@@ -122,7 +122,7 @@ def make_cases(model: ir.Model, session: Session, *, seed: int = 0, whole_rows: 
         RuntimeFailure: no shape runs; with ORT's message for the most ordinary one.
     """
     specs = describe(model)
-    roles = _roles(specs)
+    roles = roles_of(specs)
     hints = _size_hints(model)
     found: list[Case] = []
     dropped: list[str] = []
@@ -134,7 +134,7 @@ def make_cases(model: ir.Model, session: Session, *, seed: int = 0, whole_rows: 
             if any(math.prod(_shape(spec, sizes)) > LARGEST for spec in specs):
                 continue
             rng = np.random.default_rng([seed, number])
-            case = Case(_label(sizes, number), {spec.name: _make(spec, sizes, rng, whole_rows) for spec in specs})
+            case = make_case(specs, sizes, rng, _label(sizes, number), whole_rows=whole_rows)
             if any(_same_shapes(case, other) for other in found) and roles:
                 break
             try:
@@ -154,6 +154,13 @@ def make_cases(model: ir.Model, session: Session, *, seed: int = 0, whole_rows: 
             hint="give your own with --inputs file.npz",
         )
     return Cases(tuple(found), tuple(dropped))
+
+
+def make_case(
+    specs: Sequence[InputSpec], sizes: Mapping[str, int], rng: np.random.Generator, name: str, *, whole_rows: int = 0
+) -> Case:
+    """Values of the inputs' kinds at given sizes, symbol -> size; the other arguments as for :func:`make_cases`."""
+    return Case(name, {spec.name: _make(spec, sizes, rng, whole_rows) for spec in specs})
 
 
 def load_npz(path: str | Path, names: Sequence[str] = ()) -> tuple[Case, ...]:
@@ -345,7 +352,7 @@ _IMAGES = (224, 64, 32, 56, 112, 128, 96, 28, 16, 256, 384, 336, 518)
 _OTHERS = (8, 4, 1, 16, 2, 3, 32, 64)
 
 
-def _roles(specs: Sequence[InputSpec]) -> dict[str, DimRole]:
+def roles_of(specs: Sequence[InputSpec]) -> dict[str, DimRole]:
     """What every symbol of the inputs' shapes is."""
     roles: dict[str, DimRole] = {}
     for spec in specs:

@@ -1,21 +1,29 @@
-"""Latency of two models side by side: interleaved pairs in one process, so that both see the same machine."""
+"""Latency of models side by side: interleaved runs in one process, so that all of them see the same machine."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from inarch.runtime.inputs import Case
+from inarch.runtime.providers import CPU, device_memory, software_device
 from inarch.runtime.session import Array, ModelLike, Session, SessionOptions
 from inarch.structure.errors import RuntimeFailure
 
 MIN_PAIRS = 30
 """Fewer pairs give no interval worth printing."""
+
+WARM_UP = 3
+"""Untimed runs of each model."""
+
+DEVICE_WARM_UP = 10
+"""The same where kernels are chosen and memory is laid out while running."""
 
 _RESAMPLES = 4000
 
@@ -71,48 +79,92 @@ def measure_latency(
     *,
     threads: Sequence[int] = (1, 2),
     pairs: int = MIN_PAIRS,
-    warm_up: int = 3,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
+    warm_up: int | None = None,
+    providers: Sequence[str] = (CPU,),
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[LatencyReport, ...]:
-    """Time two models on the same inputs.
-
-    Pairs alternate in order (AB, BA, AB ...), so that neither always finds the cache as the other left it, and the threads of
-    the one sleep while the other runs.
-
-    Args:
-        dense: the first model, A.
-        compiled: the second, B.
-        case: the inputs.
-        threads: thread counts to measure, one after another.
-        pairs: timed pairs a thread count; at least :data:`MIN_PAIRS`.
-        warm_up: untimed runs of each model.
-        providers: execution providers.
-        progress: told pairs done, and pairs in all.
+    """Time two models on the same inputs: :func:`measure_side_by_side` with one model beside the first.
 
     Raises:
-        RuntimeFailure: ORT refuses a model or the inputs; too few pairs.
+        RuntimeFailure: as there.
     """
-    if pairs < MIN_PAIRS:
-        raise RuntimeFailure(f"{pairs} pairs are too few to say anything", hint=f"at least {MIN_PAIRS}")
-    reports = []
+    return measure_side_by_side(
+        dense, (compiled,), case, threads=threads, rounds=pairs, warm_up=warm_up, providers=providers, progress=progress
+    )[0]
+
+
+def measure_side_by_side(
+    dense: ModelLike,
+    others: Sequence[ModelLike],
+    case: Case,
+    *,
+    threads: Sequence[int] = (1,),
+    rounds: int = MIN_PAIRS,
+    warm_up: int | None = None,
+    providers: Sequence[str] = (CPU,),
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[tuple[LatencyReport, ...], ...]:
+    """Time several models on the same inputs, all of them in every round.
+
+    A round begins with another model each time, and goes backward half of the time, so that none always finds the cache as one
+    other left it; the threads of all but one sleep. On other providers than the CPU inputs are bound once. A run ends when its
+    outputs are computed, on a GPU too.
+
+    Args:
+        dense: the model that the others are held against.
+        others: the others.
+        case: the inputs.
+        threads: thread counts to measure, one after another.
+        rounds: timed runs of each model a thread count; at least :data:`MIN_PAIRS`.
+        warm_up: untimed runs of each model; by default :data:`WARM_UP`, and more where kernels are chosen while running.
+        providers: execution providers.
+        progress: told rounds done, and rounds in all.
+
+    Returns:
+        For each of the others, one report a thread count.
+
+    Raises:
+        RuntimeFailure: ORT refuses a model or the inputs; too few rounds; the provider's GPU is a program.
+    """
+    if rounds < MIN_PAIRS:
+        raise RuntimeFailure(f"{rounds} pairs are too few to say anything", hint=f"at least {MIN_PAIRS}")
+    software = software_device(providers[0])
+    if software:
+        raise RuntimeFailure(f"latency is reported from a real GPU alone: {software}")
+    on_device = device_memory(providers[0]) is not None
+    untimed = warm_up if warm_up is not None else DEVICE_WARM_UP if on_device else WARM_UP
+    reports: list[list[LatencyReport]] = [[] for _ in others]
     for step, count in enumerate(threads):
         options = SessionOptions("all", tuple(providers), count, rests=True)
-        with Session(dense, options) as first, Session(compiled, options) as second:
-            sessions = (first, second)
-            for session in sessions:
-                for _ in range(warm_up):
-                    session.run(case.feeds)
-            times = np.empty((pairs, 2))
-            for pair in range(pairs):
-                for which in (0, 1) if pair % 2 == 0 else (1, 0):
+        with ExitStack() as stack:
+            sessions = [stack.enter_context(Session(model, options)) for model in (dense, *others)]
+            runs = [_runner(stack, session, case, bound=providers[0] != CPU) for session in sessions]
+            for run in runs:
+                for _ in range(untimed):
+                    run()
+            times = np.empty((rounds, len(runs)))
+            for number in range(rounds):
+                for which in order_of(number, len(runs)):
                     started = time.perf_counter()
-                    sessions[which].run(case.feeds)
-                    times[pair, which] = (time.perf_counter() - started) * 1e3
+                    runs[which]()
+                    times[number, which] = (time.perf_counter() - started) * 1e3
                 if progress is not None:
-                    progress(step * pairs + pair + 1, len(threads) * pairs)
-        reports.append(summarise(times, count, case.name))
-    return tuple(reports)
+                    progress(step * rounds + number + 1, len(threads) * rounds)
+        for column, found in enumerate(reports, start=1):
+            found.append(summarise(times[:, [0, column]], count, case.name))
+    return tuple(tuple(found) for found in reports)
+
+
+def order_of(number: int, models: int) -> list[int]:
+    """Which model runs when in round ``number``: rotated by one a round, and backward every other turn."""
+    first = number % models
+    order = [*range(first, models), *range(first)]
+    return order[::-1] if number // models % 2 else order
+
+
+def _runner(stack: ExitStack, session: Session, case: Case, *, bound: bool) -> Callable[[], object]:
+    """What runs a session once; on the CPU there is no memory to bind, and a run is what a caller's run is."""
+    return stack.enter_context(session.bind(case.feeds)).run if bound else lambda: session.run(case.feeds)
 
 
 def summarise(times: Array, threads: int, case: str, *, seed: int = 0) -> LatencyReport:

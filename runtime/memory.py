@@ -2,7 +2,8 @@
 
 *Anonymous* memory is what the process alone holds and the system cannot drop: the figure that sharing is to shrink. RSS also
 counts mapped pages of the model's file, PSS divides what processes share. Before "loaded" and "ran" are read, freed memory is
-given back with ``malloc_trim``, since an allocator's left-overs are no memory of the model. Needs Linux (``/proc``).
+given back with ``malloc_trim``, since an allocator's left-overs are no memory of the model. Needs Linux (``/proc``). On CUDA the
+driver is asked for the device's memory as well.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from inarch.runtime.binding import is_narrow
 from inarch.runtime.inputs import Case
-from inarch.runtime.session import ModelLike, model_file, onnxruntime, short_message
+from inarch.runtime.providers import CPU, onnxruntime, runs_on_host, short_name
+from inarch.runtime.session import ModelLike, model_file, short_message
 from inarch.structure.errors import RuntimeFailure
 
 _INTERVAL = 0.005
@@ -35,11 +38,13 @@ class Footprint:
         anonymous: private memory that is no file's page.
         rss: resident memory.
         pss: resident memory, what is shared with other processes divided among them.
+        device: memory of the GPU that is in use, by whomever; None where the model runs on none, or it cannot be asked.
     """
 
     anonymous: int
     rss: int
     pss: int
+    device: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class MemoryReport:
         peak_rss: the most resident memory, as the kernel counted it; it contains mapped pages of the file.
         threads: intra-op threads.
         case: name of the inputs.
+        device_unknown: why a GPU's memory is not known; empty where it is, or where there is no GPU.
     """
 
     before: Footprint
@@ -63,15 +69,23 @@ class MemoryReport:
     peak_rss: int
     threads: int
     case: str
+    device_unknown: str = ""
 
     @property
     def model_anonymous(self) -> int:
         """Anonymous bytes that loading the model added: the figure to compare models by."""
         return self.loaded.anonymous - self.before.anonymous
 
+    @property
+    def model_device(self) -> int | None:
+        """The same of a GPU's memory; the libraries that compute there are in it, alike for all models."""
+        if self.loaded.device is None or self.before.device is None:
+            return None
+        return self.loaded.device - self.before.device
+
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON types."""
-        return {**asdict(self), "model_anonymous": self.model_anonymous}
+        return {**asdict(self), "model_anonymous": self.model_anonymous, "model_device": self.model_device}
 
 
 def measure_memory(
@@ -79,7 +93,7 @@ def measure_memory(
     case: Case,
     *,
     threads: int = 1,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
+    providers: Sequence[str] = (CPU,),
     timeout: float = 600.0,
 ) -> MemoryReport:
     """Load and run a model in a fresh process.
@@ -116,8 +130,16 @@ def measure_memory(
     record = json.loads(text.splitlines()[-1])
     stages = {name: Footprint(**record[name]) for name in ("before", "loaded", "ran")}
     peak = max(peak, *(stage.anonymous for stage in stages.values()))
+    unknown = record["device_unknown"]
+    if not unknown and stages["loaded"].device is None and not runs_on_host(providers[0]):
+        unknown = f"{short_name(providers[0])} does not tell what memory it takes"
     return MemoryReport(
-        **stages, peak_anonymous=peak, peak_rss=max(record["peak_rss"], stages["ran"].rss), threads=threads, case=case.name
+        **stages,
+        peak_anonymous=peak,
+        peak_rss=max(record["peak_rss"], stages["ran"].rss),
+        threads=threads,
+        case=case.name,
+        device_unknown=unknown,
     )
 
 
@@ -146,7 +168,8 @@ def _write_npz(file: IO[bytes], case: Case) -> None:
     with zipfile.ZipFile(file, "w") as archive:
         for name, array in case.feeds.items():
             with archive.open(f"{name}.npy", "w") as member:
-                np.lib.format.write_array(member, np.ascontiguousarray(array))
+                bits = array.view(np.uint16) if is_narrow(array) else array
+                np.lib.format.write_array(member, np.ascontiguousarray(bits))
 
 
 def _read(file: IO[str]) -> str:

@@ -1,11 +1,10 @@
-"""ONNX Runtime sessions: the only place that imports onnxruntime, and only when one is asked for."""
+"""ONNX Runtime sessions: a model, loaded and run."""
 
 from __future__ import annotations
 
 import os
 import re
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from inarch.runtime.binding import BFLOAT16, Binding, run_values
+from inarch.runtime.providers import CPU, device_memory, exact_options, onnxruntime, prepare
 from inarch.structure.errors import RuntimeFailure
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 ModelLike = str | os.PathLike[str] | ir.Model
 Optimisation = Literal["off", "basic", "extended", "all"]
-
-MINIMUM_VERSION = (1, 21)
-"""From here on a session keeps one packed copy of a weight that several nodes read; before, sharing shrinks the file alone."""
 
 INLINE_LIMIT = 64 << 20
 """Bytes of tensors up to which a model in memory is written as one file; above, its tensors go beside it and are mapped."""
@@ -42,37 +40,20 @@ class SessionOptions:
         providers: execution providers, the wanted one first; CPU always catches what the others cannot run.
         threads: intra-op threads; 0 leaves it to ORT.
         optimised_path: where ORT writes the graph it really runs, with its tensors in ``<name>.data`` beside it.
+        exact: whether products keep the precision of their type where a provider would round more by default (TF32 on CUDA, bf16
+            and fp16 on OpenVINO): for what is compared with something, not for what is timed as users run it.
+        profile: where ORT writes what ran and where, a path to begin the file's name with; :meth:`Session.end_profile` ends it.
         rests: whether the session's threads sleep once a run is over. ORT's spin on for a while instead, and take a core from
             whatever else runs: another session, when two are timed in turn.
     """
 
     optimisation: Optimisation = "all"
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    providers: tuple[str, ...] = (CPU,)
     threads: int = 0
     optimised_path: Path | None = None
     rests: bool = False
-
-
-def onnxruntime() -> ModuleType:
-    """Import ONNX Runtime.
-
-    Raises:
-        RuntimeFailure: it is not installed.
-    """
-    try:
-        import onnxruntime as installed
-    except ImportError as error:
-        raise RuntimeFailure(
-            "ONNX Runtime is not installed", hint="pip install 'inarch[ort]', or onnxruntime-gpu for CUDA"
-        ) from error
-    module: ModuleType = installed
-    if _version(module.__version__) < MINIMUM_VERSION:
-        warnings.warn(
-            f"onnxruntime {module.__version__} computes the right thing, but packs a shared weight once a reader: "
-            f"memory will not shrink before {'.'.join(map(str, MINIMUM_VERSION))}",
-            stacklevel=2,
-        )
-    return module
+    exact: bool = False
+    profile: Path | None = None
 
 
 class Session:
@@ -88,12 +69,14 @@ class Session:
 
     def __init__(self, model: ModelLike, options: SessionOptions | None = None) -> None:
         self.options = options or SessionOptions()
-        runtime = onnxruntime()
-        self._errors = _error_types(runtime)
+        self._runtime = onnxruntime()
+        self._errors = _error_types(self._runtime)
         with model_file(model) as path:
-            self._session = _create(runtime, path, self.options, self._errors)
-        self.inputs: tuple[str, ...] = tuple(item.name for item in self._session.get_inputs())
-        self.outputs: tuple[str, ...] = tuple(item.name for item in self._session.get_outputs())
+            self._session = _create(self._runtime, path, self.options, self._errors)
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        self.inputs: tuple[str, ...] = tuple(item.name for item in inputs)
+        self.outputs: tuple[str, ...] = tuple(item.name for item in outputs)
+        self._narrow = any(item.type == BFLOAT16 for item in (*inputs, *outputs))
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run the model once.
@@ -109,15 +92,48 @@ class Session:
             RuntimeFailure: ORT refused the inputs or failed, with its message.
         """
         names = list(self.outputs if outputs is None else outputs)
+        given = self._given(feeds)
         try:
-            results = self._session.run(names, {name: feeds[name] for name in self.inputs if name in feeds})
+            if self._narrow:
+                return named(names, run_values(self._runtime, self._session, names, given))
+            return named(names, self._session.run(names, given))
         except self._errors as error:
-            shapes = ", ".join(f"{name} {list(feeds[name].shape)}" for name in self.inputs if name in feeds)
-            raise RuntimeFailure(f"ONNX Runtime could not run the model on {shapes}: {short_message(error)}") from error
-        flat: dict[str, Array] = {}
-        for name, result in zip(names, results, strict=True):
-            _flatten(name, result, flat)
-        return flat
+            raise self._refused(given, error) from error
+
+    def bind(self, feeds: Mapping[str, Array]) -> Binding:
+        """Stand inputs ready for many runs, on the device where the first provider has memory of its own.
+
+        Args:
+            feeds: as for :meth:`run`.
+
+        Returns:
+            What runs them; close it before the session, or use it as a context manager. It raises what ORT raises.
+
+        Raises:
+            RuntimeFailure: ORT refused the inputs.
+        """
+        given = self._given(feeds)
+        try:
+            return Binding(self._runtime, self._session, given, device_memory(self.options.providers[0]))
+        except self._errors as error:
+            raise self._refused(given, error) from error
+
+    def end_profile(self) -> Path:
+        """Write what ran since the session was made.
+
+        Raises:
+            RuntimeFailure: none was asked for.
+        """
+        if self.options.profile is None:
+            raise RuntimeFailure("the session has no profile")
+        return Path(self._session.end_profiling())
+
+    def _given(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: feeds[name] for name in self.inputs if name in feeds}
+
+    def _refused(self, given: Mapping[str, Array], error: Exception) -> RuntimeFailure:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in given.items())
+        return RuntimeFailure(f"ONNX Runtime could not run the model on {shapes}: {short_message(error)}")
 
     def close(self) -> None:
         """Let go of the model's memory."""
@@ -191,6 +207,9 @@ def _create(
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4  # what ORT would print as an error is raised, and reported once
+    if options.profile is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(options.profile)
     if options.rests:
         settings.add_session_config_entry("session.force_spinning_stop", "1")
     if options.optimised_path is not None:
@@ -205,18 +224,27 @@ def _create(
         raise RuntimeFailure(
             f"this ONNX Runtime has no {missing[0]}; it has {', '.join(available)}", hint="install the package that brings it"
         )
-    if "CPUExecutionProvider" not in wanted:
-        wanted.append("CPUExecutionProvider")
+    if CPU not in wanted:
+        wanted.append(CPU)
+    prepare(runtime, wanted[0])
+    settled = [exact_options(name) if options.exact else {} for name in wanted]
     try:
-        session: ort.InferenceSession = runtime.InferenceSession(str(path), settings, providers=wanted)
+        # Without ORT's own fallback, which prints to stdout and goes on with the CPU.
+        session: ort.InferenceSession = runtime.InferenceSession(
+            str(path), settings, providers=wanted, provider_options=settled, enable_fallback=0
+        )
     except errors as error:
         message = short_message(error)
         lacking = "Could not find an implementation" in message
         hint = "fp16 and bf16 files are for GPUs: a CPU has no kernels for all of them" if lacking else None
-        raise RuntimeFailure(f"ONNX Runtime refuses the model: {message}", where=str(path), hint=hint) from error
+        on = "" if wanted[0] == CPU else f" on {wanted[0]}"
+        raise RuntimeFailure(f"ONNX Runtime refuses the model{on}: {message}", where=str(path), hint=hint) from error
     active = session.get_providers()
     if wanted[0] not in active:
-        raise RuntimeFailure(f"{wanted[0]} could not start and ONNX Runtime fell back to {', '.join(active)}", where=str(path))
+        message = f"{wanted[0]} could not start and ONNX Runtime fell back to {', '.join(active)}"
+        raise RuntimeFailure(
+            message, where=str(path), hint="it prints the reason to stderr; its libraries or its device may be missing"
+        )
     return session
 
 
@@ -225,6 +253,14 @@ def _error_types(runtime: ModuleType) -> tuple[type[Exception], ...]:
     state = runtime.capi.onnxruntime_pybind11_state
     found = [item for item in vars(state).values() if isinstance(item, type) and issubclass(item, Exception)]
     return (*found, RuntimeError, ValueError)
+
+
+def named(names: Sequence[str], results: Sequence[object]) -> dict[str, Array]:
+    """Results by name; elements of a sequence are named ``name[i]``, and what is no tensor is left out."""
+    flat: dict[str, Array] = {}
+    for name, result in zip(names, results, strict=True):
+        _flatten(name, result, flat)
+    return flat
 
 
 def _flatten(name: str, result: object, into: dict[str, Array]) -> None:
@@ -242,7 +278,3 @@ def _flatten(name: str, result: object, into: dict[str, Array]) -> None:
 
 def _is_external(tensor: object) -> bool:
     return isinstance(tensor, ir.ExternalTensor)
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])

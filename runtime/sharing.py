@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from inarch.runtime.providers import writing_providers
 from inarch.runtime.session import Array, ModelLike, Session, SessionOptions, load
 
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "FusedMatMul"})
@@ -89,7 +90,7 @@ def check_sharing(compiled: ModelLike, *, providers: Sequence[str] = ("CPUExecut
     names = shared_names(model)
     with tempfile.TemporaryDirectory(prefix="inarch-") as folder:
         path = Path(folder) / "optimised.onnx"
-        Session(compiled, SessionOptions("all", tuple(providers), optimised_path=path)).close()
+        Session(compiled, SessionOptions("all", writing_providers(providers), optimised_path=path)).close()
         optimised = load(path)
         tensors = _look(model, optimised, names)
         return SharingReport(tensors, tensor_bytes(model), tensor_bytes(optimised), listed)

@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from inarch.runtime.providers import writing_providers
 from inarch.runtime.session import ModelLike, Session, SessionOptions, load, model_file
 from inarch.runtime.sharing import array_digest, tensor_bytes
 
@@ -73,7 +74,7 @@ def measure_size(
                 unique += numbers
                 unique_bytes += tensor.nbytes
         optimised = Path(folder) / "optimised.onnx"
-        Session(path, SessionOptions("all", tuple(providers), optimised_path=optimised)).close()
+        Session(path, SessionOptions("all", writing_providers(providers), optimised_path=optimised)).close()
         return SizeReport(
             planned, stored, unique, file_bytes(path), tensor_bytes(loaded), unique_bytes, tensor_bytes(load(optimised))
         )

@@ -17,6 +17,8 @@ from inarch.frontends.onnx_file import load_model
 from inarch.runtime.damage import DamageReport, measure_damage
 from inarch.runtime.equivalence import Chains, EquivalenceReport, Progress, compare
 from inarch.runtime.inputs import Case, Cases, check_cases, load_npz, make_cases
+from inarch.runtime.placement import Placement, measure_placement
+from inarch.runtime.providers import CPU
 from inarch.runtime.session import ModelLike, Session, SessionOptions, load, model_file
 from inarch.runtime.sharing import SharingReport, check_sharing
 from inarch.runtime.widen import needs_widening, widen
@@ -59,6 +61,7 @@ class Verification:
         cases: names of the inputs.
         dropped: shapes that the original itself does not run, each with ORT's message.
         widened: whether bf16 was compared as fp32, since the CPU has no bf16 products.
+        placement: which provider ran how much of the compiled model; None on the CPU, where there is no question.
     """
 
     equivalence: EquivalenceReport
@@ -67,6 +70,7 @@ class Verification:
     cases: tuple[str, ...]
     dropped: tuple[str, ...]
     widened: bool = False
+    placement: Placement | None = None
 
     @property
     def ok(self) -> bool:
@@ -83,6 +87,7 @@ class Verification:
             "cases": list(self.cases),
             "dropped": list(self.dropped),
             "widened": self.widened,
+            "placement": self.placement.to_json() if self.placement else None,
         }
 
 
@@ -92,7 +97,7 @@ def verify(
     compiled: ModelLike,
     *,
     inputs: str | os.PathLike[str] | Sequence[Case] | None = None,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
+    providers: Sequence[str] = (CPU,),
     threads: int = 0,
     seed: int = 0,
     sites: SiteGraph | None = None,
@@ -115,7 +120,8 @@ def verify(
         ModelError: the original cannot be read, or holds NaN or Inf where the plan changes it.
         PlanError, BindingError: the plan is none for this model.
         LoweringError: the plan contradicts itself on this model.
-        RuntimeFailure: ORT is missing, refuses the original or the reference, or the compiled file cannot be read.
+        RuntimeFailure: ORT is missing, refuses the original or the reference, the compiled file cannot be read, or the provider
+            ran nothing of it.
     """
     report = progress or (lambda stage, done, total: None)
     model = original if isinstance(original, ir.Model) else load_model(original)
@@ -140,8 +146,12 @@ def verify(
         )
         report("measuring damage and sharing", 1, 2)
         sharing = check_sharing(result, providers=providers) if _ran(equivalence) else SharingReport((), 0, 0, False)
+        placement = None
+        if providers[0] != CPU and _ran(equivalence):
+            placement = measure_placement(result, cases.cases[0].feeds, providers[0])
         report("measuring damage and sharing", 2, 2)
-    return Verification(equivalence, sharing, damage, tuple(case.name for case in cases.cases), cases.dropped, widened)
+    names_of_cases = tuple(case.name for case in cases.cases)
+    return Verification(equivalence, sharing, damage, names_of_cases, cases.dropped, widened, placement)
 
 
 def choose_cases(
@@ -149,7 +159,7 @@ def choose_cases(
     path: ModelLike,
     inputs: str | os.PathLike[str] | Sequence[Case] | None,
     *,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
+    providers: Sequence[str] = (CPU,),
     threads: int = 0,
     seed: int = 0,
 ) -> Cases:

@@ -1,8 +1,10 @@
-"""``inarch bench DENSE OUT``: two models side by side: parameters, bytes, memory, latency."""
+"""``inarch bench DENSE OUT``: models side by side: parameters, bytes, memory, latency."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,55 +12,99 @@ import typer
 
 from inarch.structure.errors import InarchError
 from inarch.tools import render
-from inarch.tools.options import Compiled, Debug, Inputs, Json, Provider, Seed
+from inarch.tools.bench_result import Comparison, Measured
+from inarch.tools.bench_tables import show
+from inarch.tools.options import Compiled, Cost, Debug, Inputs, Json, Provider, Seed
 
 if TYPE_CHECKING:
     from inarch.runtime.inputs import Case
     from inarch.runtime.latency import LatencyReport
-    from inarch.runtime.memory import MemoryReport
-    from inarch.runtime.size import SizeReport
+    from inarch.runtime.placement import Placement
+    from inarch.runtime.sweep import Sweep
 
+__all__ = ["Comparison", "Measured", "as_data", "measure", "numbers", "run", "show", "thread_counts"]
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two models, measured alike.
-
-    Attributes:
-        sizes: dense, compiled.
-        memory: dense, compiled, each in a process of its own.
-        latency: one report a thread count, interleaved pairs.
-        case: name of the inputs.
-    """
-
-    sizes: tuple[SizeReport, SizeReport]
-    memory: tuple[MemoryReport, MemoryReport]
-    latency: tuple[LatencyReport, ...]
-    case: str
+PARTS = ("pruned", "shared")
+"""The plan's pruning alone, and its sharing alone."""
 
 
 def run(
     dense: Annotated[Path, typer.Argument(metavar="DENSE", help="The original model.", show_default=False)],
     compiled: Compiled,
-    threads: Annotated[str, typer.Option("--threads", metavar="N,N", help="Thread counts to time, one after another.")] = "1,2",
-    pairs: Annotated[int, typer.Option("--pairs", help="Interleaved timed pairs a thread count.")] = 30,
+    threads: Annotated[
+        str | None,
+        typer.Option("--threads", metavar="N,N", help="Thread counts to time; 1,2 on the CPU.", show_default=False),
+    ] = None,
+    pairs: Annotated[int, typer.Option("--pairs", help="Interleaved timed pairs of each size and thread count.")] = 30,
+    batches: Annotated[
+        str | None, typer.Option("--batches", metavar="N,N", help="Time these batch sizes, e.g. 1,4,16.", show_default=False)
+    ] = None,
+    lengths: Annotated[
+        str | None, typer.Option("--lengths", metavar="N,N", help="Time these text lengths.", show_default=False)
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option("--images", metavar="N,N", help="Time these image sizes, in pixels.", show_default=False)
+    ] = None,
+    parts: Annotated[
+        Path | None,
+        typer.Option(
+            "--parts",
+            metavar="PLAN",
+            help="OUT's plan: measure its pruning alone and its sharing alone beside it.",
+            show_default=False,
+        ),
+    ] = None,
+    cost: Cost = None,
     inputs: Inputs = None,
     seed: Seed = 0,
-    provider: Provider = "CPUExecutionProvider",
+    provider: Provider = "cpu",
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Compare size, memory and latency of two models.
 
     Latency is the median of interleaved pairs, with a 95 % confidence interval of the ratio; memory is of a fresh process for
-    each model. Nothing is checked here: run inarch verify first, a wrong model is easily fast.
+    each model. Neither is checked here: run inarch verify first, a wrong model is easily fast. What --parts compiles is verified.
+    A provider that did not run the models is refused, and a GPU that is only a program is not timed.
     """
-    counts = thread_counts(threads)
+    from inarch.runtime.sweep import Sweep
+
+    sweep = Sweep(*(numbers(text, option) if text else () for text, option in _sweeps(batches, lengths, images)))
+    counts = thread_counts(threads) if threads is not None else None
     with render.progress(quiet=json) as report:
-        found = measure(dense, compiled, counts, pairs=pairs, inputs=inputs, seed=seed, provider=provider, report=report)
+        found = measure(
+            dense,
+            compiled,
+            counts,
+            pairs=pairs,
+            inputs=inputs,
+            seed=seed,
+            provider=provider,
+            sweep=sweep,
+            parts=parts,
+            cost=cost,
+            report=report,
+        )
     if json:
         render.emit_json({"format": "inarch.bench/1", **as_data(found)})
     else:
         show(found)
+
+
+def _sweeps(batches: str | None, lengths: str | None, images: str | None) -> list[tuple[str | None, str]]:
+    return [(batches, "--batches"), (lengths, "--lengths"), (images, "--images")]
+
+
+def numbers(text: str, option: str, what: str = "sizes", example: str = "1,4,16") -> tuple[int, ...]:
+    """Read ``1,2``.
+
+    Raises:
+        InarchError: not a list of positive integers.
+    """
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise InarchError(f"{text!r} is not a list of {what}", where=option, hint=f"for example {example}")
+    return tuple(int(part) for part in parts)
 
 
 def thread_counts(text: str) -> tuple[int, ...]:
@@ -67,112 +113,224 @@ def thread_counts(text: str) -> tuple[int, ...]:
     Raises:
         InarchError: not a list of positive integers.
     """
-    parts = text.split(",")
-    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
-        raise InarchError(f"{text!r} is not a list of thread counts", where="--threads", hint="for example 1,2")
-    return tuple(int(part) for part in parts)
+    return numbers(text, "--threads", "thread counts", "1,2")
 
 
 def measure(
     dense: Path,
     compiled: Path,
-    threads: tuple[int, ...],
+    threads: tuple[int, ...] | None = None,
     *,
     pairs: int,
     inputs: Path | None = None,
     seed: int = 0,
-    provider: str = "CPUExecutionProvider",
+    provider: str = "cpu",
+    sweep: Sweep | None = None,
+    parts: Path | None = None,
+    cost: Path | None = None,
     report: render.Report,
 ) -> Comparison:
-    """Measure both models on one set of inputs that the dense one accepts.
+    """Measure models on inputs that the dense one accepts.
+
+    Args:
+        dense: the original.
+        compiled: what it was compiled to.
+        threads: thread counts; 1 and 2 on the CPU where None, and what ORT likes elsewhere.
+        pairs: interleaved runs of each.
+        inputs: an ``.npz`` file of the user's own.
+        seed: of inputs that are made.
+        provider: in short or by ORT's name.
+        sweep: sizes to time at; by default those of the first case.
+        parts: the plan of ``compiled``, to compile and measure its parts too.
+        cost: the cost table that ``compiled`` was compiled with, for its parts; the shipped one where None.
+        report: told about every step.
 
     Raises:
-        RuntimeFailure: ONNX Runtime is missing or refuses a model or the inputs.
+        InarchError: ``compiled`` is not what ``parts`` and ``cost`` make.
+        RuntimeFailure: ONNX Runtime is missing or refuses a model or the inputs, or the provider ran nothing of one.
     """
-    from inarch.runtime.latency import measure_latency
+    from inarch.runtime.providers import resolve_provider
+    from inarch.runtime.sweep import Sweep
+
+    chosen = resolve_provider(provider)
+    case, cases = _cases(dense, inputs, seed, chosen, sweep or Sweep())
+    with tempfile.TemporaryDirectory(prefix="inarch-") as folder:
+        paths = {"dense": dense}
+        if parts is not None:
+            paths |= _parts(dense, compiled, parts, cost, Path(folder), inputs=inputs, seed=seed, provider=chosen, report=report)
+        paths["compiled"] = compiled
+        return _compare(paths, case, cases, threads, pairs, chosen, report)
+
+
+def _compare(
+    paths: Mapping[str, Path],
+    case: Case,
+    cases: tuple[Case, ...],
+    threads: tuple[int, ...] | None,
+    pairs: int,
+    provider: str,
+    report: render.Report,
+) -> Comparison:
+    from inarch.runtime.equivalence import precision_of
     from inarch.runtime.memory import measure_memory
+    from inarch.runtime.placement import measure_placement
+    from inarch.runtime.providers import CPU
+    from inarch.runtime.session import load
     from inarch.runtime.size import measure_size
 
-    providers = (provider,)
-    case = _case(dense, inputs, seed, providers)
-    report("timing", 0, 1)
-    latency = measure_latency(
-        dense,
-        compiled,
-        case,
-        threads=threads,
-        pairs=pairs,
-        providers=providers,
-        progress=lambda done, total: report("timing", done, total),
-    )
-    memory = []
-    sizes = []
-    for done, model in enumerate((dense, compiled)):
-        report("memory and size", done, 2)
-        memory.append(measure_memory(model, case, providers=providers))
-        sizes.append(measure_size(model, providers=providers))
-    report("memory and size", 2, 2)
-    return Comparison((sizes[0], sizes[1]), (memory[0], memory[1]), latency, case.name)
+    placements: dict[str, Placement | None] = {}
+    for done, (name, path) in enumerate(paths.items()):
+        report("looking where it runs", done, len(paths))
+        placements[name] = None if provider == CPU else measure_placement(path, case.feeds, provider)
+    report("looking where it runs", len(paths), len(paths))
+    counts = threads or ((1, 2) if provider == CPU else (0,))
+    latency = _latency(paths, cases, counts, pairs, provider, report)
+    models = {}
+    for done, (name, path) in enumerate(paths.items()):
+        report("memory and size", done, len(paths))
+        memory = measure_memory(path, case, providers=(provider,))
+        size = measure_size(path, providers=(provider,))
+        precision = precision_of(load(path)).name
+        models[name] = Measured(size, memory, latency.get(name, ()), placements[name], precision)
+    report("memory and size", len(paths), len(paths))
+    return Comparison(models, case.name, provider, tuple(_notes(models, provider)))
 
 
-def _case(dense: Path, inputs: Path | None, seed: int, providers: tuple[str, ...]) -> Case:
-    from inarch.runtime.session import load
+def _latency(
+    paths: Mapping[str, Path],
+    cases: tuple[Case, ...],
+    threads: tuple[int, ...],
+    pairs: int,
+    provider: str,
+    report: render.Report,
+) -> dict[str, tuple[LatencyReport, ...]]:
+    """Model -> one report a case and thread count; empty where what runs the models is no GPU though it is called one."""
+    from inarch.runtime.latency import measure_side_by_side
+    from inarch.runtime.providers import software_device
+
+    if software_device(provider):
+        return {}
+    dense, *others = paths
+    found: dict[str, tuple[LatencyReport, ...]] = dict.fromkeys(others, ())
+    for number, case in enumerate(cases):
+        measured = measure_side_by_side(
+            paths[dense],
+            [paths[name] for name in others],
+            case,
+            threads=threads,
+            rounds=pairs,
+            providers=(provider,),
+            progress=partial(_timed, report, number, len(cases)),
+        )
+        for name, reports in zip(others, measured, strict=True):
+            found[name] += reports
+    return found
+
+
+def _timed(report: render.Report, number: int, cases: int, done: int, total: int) -> None:
+    report("timing", number * total + done, cases * total)
+
+
+def _cases(dense: Path, inputs: Path | None, seed: int, provider: str, sweep: Sweep) -> tuple[Case, tuple[Case, ...]]:
+    """The case for memory, and those for latency."""
+    from inarch.runtime.session import Session, SessionOptions, load
+    from inarch.runtime.sweep import sweep_cases
     from inarch.runtime.verify import choose_cases
 
-    return choose_cases(load(dense), dense, inputs, providers=providers, seed=seed).cases[0]
+    model = load(dense)
+    first = choose_cases(model, dense, inputs, providers=(provider,), seed=seed).cases[0]
+    with Session(dense, SessionOptions("off", (provider,))) as session:
+        return first, sweep_cases(model, session, first, sweep, seed=seed)
+
+
+def _parts(
+    dense: Path,
+    compiled: Path,
+    plan_file: Path,
+    cost: Path | None,
+    folder: Path,
+    *,
+    inputs: Path | None,
+    seed: int,
+    provider: str,
+    report: render.Report,
+) -> dict[str, Path]:
+    """Compile the plan's parts as ``compiled`` was compiled from the whole, and prove that they are what they should be.
+
+    Raises:
+        InarchError: ``compiled`` was made from another plan or with another cost table, or a part is not equivalent.
+    """
+    from inarch.api import compile, open_cost, open_plan, verify
+    from inarch.runtime.session import load
+    from inarch.structure.cost import cost_hash
+    from inarch.structure.parts import pruning_of, sharing_of
+    from inarch.structure.plan import plan_hash
+
+    plan, table = open_plan(plan_file), open_cost(cost)
+    about = load(compiled).metadata_props
+    digest, _, prefer = about.get("inarch.cost", "").partition(":")
+    if about.get("inarch.plan") != plan_hash(plan):
+        raise InarchError("was not compiled with this plan", where=str(compiled), hint=f"--parts {plan_file} has to be its plan")
+    if digest != cost_hash(table):
+        raise InarchError("was compiled with another cost table", where=str(compiled), hint="give it with --cost")
+    paths = {}
+    for name, part in zip(PARTS, (pruning_of(plan), sharing_of(plan)), strict=True):
+        paths[name] = folder / f"{name}.onnx"
+        compile(dense, part, paths[name], cost=table, prefer=prefer or None, progress=report)
+        proof = verify(dense, part, paths[name], inputs=inputs, seed=seed, provider=provider, progress=report)
+        if not proof.ok:
+            raise InarchError(f"the plan's part {name!r} alone is not equivalent", where=str(plan_file))
+    return paths
+
+
+def _notes(models: Mapping[str, Measured], provider: str) -> list[str]:
+    from inarch.runtime.providers import CPU, short_name, software_device
+
+    notes = []
+    software = software_device(provider)
+    if software:
+        notes.append(f"latency is reported from a real GPU alone: {software}")
+    kinds = {name: model.precision for name, model in models.items()}
+    if len(set(kinds.values())) > 1:
+        notes.append(f"weights are {', '.join(f'{kind} in {name}' for name, kind in kinds.items())}")
+    elif provider == CPU and "fp16" in kinds.values():
+        notes.append("fp16 files are for GPUs: the CPU casts their weights, those that are shared in every run")
+    else:
+        notes.append(f"weights are {kinds['dense']}")
+    unknown = models["dense"].memory.device_unknown
+    if unknown:
+        notes.append(f"memory of the device is not known: {unknown}")
+    for name, model in models.items():
+        if model.placement is not None:
+            notes.append(f"{name}: {model.placement.summary}")
+            if model.placement.warning:
+                notes.append(f"WARNING: {name}: {model.placement.warning}")
+    if provider != CPU and not software:
+        notes.append(f"inputs are bound once, and a run ends when {short_name(provider)} has computed its outputs")
+    return notes
 
 
 def as_data(found: Comparison) -> dict[str, object]:
-    """What ``bench --json`` prints."""
+    """What ``bench --json`` prints: dense and compiled at the top as ever, their latency beside them; parts under their names."""
     models = {
-        name: {"size": size.to_json(), "memory": memory.to_json()}
-        for name, size, memory in zip(("dense", "compiled"), found.sizes, found.memory, strict=True)
+        name: {
+            "size": model.size.to_json(),
+            "memory": model.memory.to_json(),
+            "precision": model.precision,
+            "placement": model.placement.to_json() if model.placement else None,
+            **({"latency": _latency_data(model)} if name in PARTS else {}),
+        }
+        for name, model in found.models.items()
     }
-    return {"inputs": found.case, **models, "latency": [item.to_json() for item in found.latency]}
+    return {
+        "inputs": found.case,
+        "provider": found.provider,
+        "notes": list(found.notes),
+        **models,
+        "latency": _latency_data(found.compiled),
+    }
 
 
-def show(found: Comparison) -> None:
-    """Print one table of sizes and memory, and one of latency."""
-    shown = render.table("", ("dense", "right"), ("compiled", "right"), ("change", "right"))
-    for label, before, after in _counts(found):
-        render.add_row(shown, label, render.count(before), render.count(after), render.change(before, after))
-    for label, before, after in _bytes(found):
-        render.add_row(shown, label, render.size(before), render.size(after), render.change(before, after))
-    render.show(shown)
-    numbers = ("dense", "p95", "compiled", "p95", "ratio")
-    times = render.table("latency in ms", *((column, "right") for column in numbers), "95 % interval")
-    for item in found.latency:
-        cells = (f"{v:.2f}" for v in (item.dense.median, item.dense.p95, item.compiled.median, item.compiled.p95))
-        label = f"{item.threads} thread{'s' if item.threads > 1 else ''}"
-        render.add_row(times, label, *cells, f"{item.ratio:.3f}", f"{item.low:.3f} to {item.high:.3f}")
-    render.show(times)
-    pairs = found.latency[0].pairs
-    render.say(f"medians of {pairs} interleaved pairs; inputs: {found.case}; memory in a process of its own")
-
-
-def _counts(found: Comparison) -> list[tuple[str, int, int]]:
-    dense, compiled = found.sizes
-    rows = [
-        ("parameters stored", dense.stored, compiled.stored),
-        ("parameters unique", dense.unique, compiled.unique),
-    ]
-    if compiled.planned is not None:
-        rows.insert(0, ("parameters planned", dense.planned or dense.stored, compiled.planned))
-    return rows
-
-
-def _bytes(found: Comparison) -> list[tuple[str, int, int]]:
-    dense, compiled = found.sizes
-    before, after = found.memory
-    return [
-        ("file", dense.file_bytes, compiled.file_bytes),
-        ("unique tensor bytes", dense.unique_bytes, compiled.unique_bytes),
-        ("bytes after ORT's optimisation", dense.optimised_bytes, compiled.optimised_bytes),
-        ("anonymous memory of the model", before.model_anonymous, after.model_anonymous),
-        ("RSS after load", before.loaded.rss, after.loaded.rss),
-        ("PSS after load", before.loaded.pss, after.loaded.pss),
-        ("RSS after a run", before.ran.rss, after.ran.rss),
-        ("PSS after a run", before.ran.pss, after.ran.pss),
-        ("anonymous memory at peak", before.peak_anonymous, after.peak_anonymous),
-        ("RSS at peak", before.peak_rss, after.peak_rss),
-    ]
+def _latency_data(model: Measured) -> list[dict[str, object]]:
+    # 0 threads leaves their number to ORT, which is none to report.
+    return [{**item.to_json(), "threads": item.threads or None} for item in model.latency]

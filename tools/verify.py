@@ -12,6 +12,7 @@ from inarch.tools.options import Compiled, Debug, Inputs, Json, Model, PlanFile,
 if TYPE_CHECKING:
     from inarch.runtime.damage import DamageReport
     from inarch.runtime.equivalence import EquivalenceReport
+    from inarch.runtime.placement import Placement
     from inarch.runtime.sharing import SharingReport
     from inarch.runtime.verify import Verification
 
@@ -25,7 +26,7 @@ def run(
     compiled: Compiled,
     inputs: Inputs = None,
     seed: Seed = 0,
-    provider: Provider = "CPUExecutionProvider",
+    provider: Provider = "cpu",
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -40,7 +41,9 @@ def run(
     with render.progress(quiet=json) as report:
         result = verify(model, plan, compiled, inputs=inputs, seed=seed, provider=provider, progress=report)
     if json:
-        render.emit_json({"format": "inarch.verified/1", **result.to_json()})
+        from inarch.runtime.providers import resolve_provider
+
+        render.emit_json({"format": "inarch.verified/1", "provider": resolve_provider(provider), **result.to_json()})
     else:
         show(result)
     if not result.ok:
@@ -53,6 +56,8 @@ def show(result: Verification) -> None:
     render.say(f"inputs: {'; '.join(result.cases)}")
     for dropped in result.dropped:
         render.say(f"left out, since the original does not run it: {dropped}")
+    if result.placement is not None:
+        show_placement(result.placement)
     show_sharing(result.sharing)
     render.say("")
     show_damage(result.damage)
@@ -68,6 +73,13 @@ def show_equivalence(report: EquivalenceReport) -> None:
         state = "ok" if output.ok else "DIFFERS"
         render.add_row(shown, output.output, *numbers, f"{state}: {output.reason}" if output.reason else state)
     render.show(shown)
+
+
+def show_placement(placement: Placement, name: str = "compiled model") -> None:
+    """Print how much of a model each provider ran, and what of its work the wanted one did not."""
+    render.say(f"{name}: {placement.summary}")
+    if placement.warning:
+        render.say(f"WARNING: {placement.warning}", style="bold yellow")
 
 
 def show_sharing(report: SharingReport) -> None:

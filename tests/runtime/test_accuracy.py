@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from scipy import stats
 
-from inarch.runtime.accuracy import Arrays, evaluate, paired, paired_over_seeds
+from inarch.runtime.accuracy import Arrays, Evaluation, compare, evaluate, first_samples, paired, paired_over_seeds
 from inarch.structure.errors import RuntimeFailure
 from inarch.structure.units import Indices
 
@@ -163,3 +163,70 @@ def test_intervals_cover_the_true_difference(seeds: int) -> None:
         covered += found.low <= 0.1 <= found.high
     # 95 % of 400, less three standard deviations.
     assert covered / rounds > 0.917
+
+
+def judged(
+    *rights: float, margins: tuple[float, ...] | None = None, task: str = "task", headline: str = "accuracy"
+) -> Evaluation:
+    scores = {"other": np.zeros(len(rights)), "accuracy": np.asarray(rights, np.float64)}
+    predictions = {} if margins is None else {"margin": np.asarray(margins)}
+    overall = {"accuracy": float(np.mean(rights)), "other": 0.0, "mAP": 0.25}
+    return Evaluation(task, headline, predictions, scores, overall)
+
+
+def test_two_models_are_compared_sample_by_sample() -> None:
+    first, second = judged(1, 0, 1, 0, 1, 1), judged(1, 1, 0, 0, 0, 1)
+    found = compare(first, second)
+    assert (found.metric, found.better.tolist(), found.worse.tolist()) == ("accuracy", [1], [2, 4])
+    assert found.headline == paired(first.scores["accuracy"], second.scores["accuracy"])
+    assert found.headline.difference == pytest.approx(-1 / 6)
+    assert found.headline.changed == 3
+    assert found.metrics["other"].changed == 0
+    back = compare(second, first)
+    assert (back.better.tolist(), back.worse.tolist()) == ([2, 4], [1])
+
+
+def test_a_headline_that_is_no_mean_is_not_what_samples_are_compared_by() -> None:
+    found = compare(judged(1, 0, headline="mAP"), judged(0, 0, headline="mAP"))
+    assert (found.metric, found.worse.tolist()) == ("other", [])
+
+
+def test_disagreements_are_clear_ones() -> None:
+    first = judged(1, 0, 1, 1, margins=(0.5, 0.5, 0.5, 0.5))
+    second = judged(0, 1, 0, 1, margins=(0.2, 0.1, 0.3, 0.0))
+    found = compare(first, second)
+    assert found.disagreements(0.0).tolist() == [0, 1, 2]
+    assert found.disagreements(0.1).tolist() == [0, 2]
+    assert found.disagreements(0.25).tolist() == [2]
+    assert found.disagreements(0.5).tolist() == []
+    # A choice that was close in either model is close; without margins none is.
+    assert compare(second, first).disagreements(0.1).tolist() == [0, 2]
+    assert compare(judged(1, 0), judged(0, 0)).disagreements(9.0).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (judged(1, 0, task="another"), "for task and for another"),
+        (judged(1, 0, 1), "on 2 samples, the other on 3"),
+        (Evaluation("task", "accuracy", {}, {"accuracy": np.ones(2)}, {"accuracy": 1.0}), "for task and for task"),
+    ],
+)
+def test_what_cannot_be_compared(second: Evaluation, message: str) -> None:
+    with pytest.raises(RuntimeFailure, match=message):
+        compare(judged(1, 0), second)
+
+
+def test_one_sample_is_too_few() -> None:
+    with pytest.raises(RuntimeFailure, match="too few"):
+        compare(judged(1), judged(0))
+
+
+def test_the_first_samples_are_those_of_a_shorter_run() -> None:
+    whole, short = evaluate(double, Signs()), evaluate(double, Signs(), limit=9)
+    cut = first_samples(whole, 9)
+    np.testing.assert_array_equal(cut.scores["accuracy"], short.scores["accuracy"])
+    np.testing.assert_array_equal(cut.predictions["row"], short.predictions["row"])
+    assert cut.overall == {"accuracy": short.value}
+    # What is computed from all samples is not known of some.
+    assert first_samples(judged(1, 0, 0, headline="mAP"), 2).headline == "other"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import builtins
+import json
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from inarch.runtime import session as room
-from inarch.runtime.session import Session, SessionOptions, load, model_file, onnxruntime, short_message
+from inarch.runtime.providers import onnxruntime
+from inarch.runtime.session import Session, SessionOptions, load, model_file, short_message
 from inarch.structure.errors import RuntimeFailure
 
 from tests.runtime.handmade import encoder
@@ -82,6 +85,103 @@ def test_a_provider_that_falls_back_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(room, "onnxruntime", lambda: pretended)
     with pytest.raises(RuntimeFailure, match="WebGpuExecutionProvider could not start and ONNX Runtime fell back to CPU"):
         Session(encoder().model, SessionOptions(providers=("WebGpuExecutionProvider",)))
+
+
+def test_orts_own_fallback_is_off_and_its_reason_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = onnxruntime()
+
+    class Broken:
+        def __init__(self, *unused: object, enable_fallback: int, **more: object) -> None:
+            assert not enable_fallback, "it prints to stdout, where JSON goes"
+            raise RuntimeError("/a/b/onnxruntime/webgpu_context.cc:65 No supported adapters")
+
+    pretended = SimpleNamespace(
+        **{name: getattr(real, name) for name in ("SessionOptions", "GraphOptimizationLevel", "capi")},
+        get_available_providers=lambda: ["WebGpuExecutionProvider", "CPUExecutionProvider"],
+        InferenceSession=Broken,
+    )
+    monkeypatch.setattr(room, "onnxruntime", lambda: pretended)
+    with pytest.raises(RuntimeFailure, match=r"refuses the model on WebGpuExecutionProvider: .*No supported adapters"):
+        Session(encoder().model, SessionOptions(providers=("WebGpuExecutionProvider",)))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_provider_is_told_to_be_exact_on_request(monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
+    real = onnxruntime()
+    given: list[object] = []
+
+    class Recorded:
+        def __init__(self, *unused: object, providers: list[str], provider_options: list[object], **more: object) -> None:
+            given.extend(zip(providers, provider_options, strict=True))
+
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+        def get_inputs(self) -> list[object]:
+            return []
+
+        get_outputs = get_inputs
+
+    pretended = SimpleNamespace(
+        **{name: getattr(real, name) for name in ("SessionOptions", "GraphOptimizationLevel", "capi")},
+        get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        InferenceSession=Recorded,
+    )
+    monkeypatch.setattr(room, "onnxruntime", lambda: pretended)
+    Session(encoder().model, SessionOptions(providers=("CUDAExecutionProvider",), exact=exact))
+    assert given == [("CUDAExecutionProvider", {"use_tf32": "0"} if exact else {}), ("CPUExecutionProvider", {})]
+
+
+def test_bound_inputs_are_run_many_times() -> None:
+    with Session(encoder().model) as session:
+        want = session.run(FEEDS)
+        with session.bind({**FEEDS, "unknown": np.ones(1)}) as bound:
+            for _ in range(3):
+                bound.run()
+                for name, values in zip(session.outputs, bound.outputs(), strict=True):
+                    assert np.array_equal(np.asarray(values), want[name])
+
+
+def test_inputs_that_cannot_be_bound_are_refused() -> None:
+    with (
+        Session(encoder().model) as session,
+        pytest.raises(RuntimeFailure, match=r"could not run the model on attention_mask \[1, 3\]"),
+    ):
+        session.bind({"attention_mask": FEEDS["attention_mask"].astype(np.complex64)})
+
+
+def negative(dtype: ir.DataType) -> ir.Model:
+    """y = -x, computed in fp32, as a CPU can."""
+    shape = ir.Shape(["n", 2])
+    x, y = (ir.Value(name=name, type=ir.TensorType(dtype), shape=shape) for name in "xy")
+    wide = ir.node("Cast", [x], {"to": ir.DataType.FLOAT})
+    minus = ir.node("Neg", list(wide.outputs))
+    back = ir.Node("", "Cast", list(minus.outputs), [ir.AttrInt64("to", int(dtype))], outputs=[y])
+    graph = ir.Graph([x], [y], nodes=[wide, minus, back], opset_imports={"": 20}, name="g")
+    return ir.Model(graph, ir_version=10)
+
+
+def test_bf16_goes_in_and_out_though_numpy_does_not_have_it() -> None:
+    x = np.array([[1.0, -2.5], [3.0, 0.0]], ml_dtypes.bfloat16)
+    with Session(negative(ir.DataType.BFLOAT16)) as session:
+        (y,) = session.run({"x": x}).values()
+        assert y.dtype == x.dtype
+        assert np.array_equal(y, -x)
+        with session.bind({"x": x}) as bound:
+            bound.run()
+            (again,) = bound.outputs()
+        assert np.array_equal(np.asarray(again), -x)
+        assert session.run({"x": x[:0]})["y"].shape == (0, 2)
+
+
+def test_a_profile_is_written_on_request(tmp_path: Path) -> None:
+    with Session(encoder().model, SessionOptions(profile=tmp_path / "seen")) as session:
+        session.run(FEEDS)
+        path = session.end_profile()
+    assert path.parent == tmp_path
+    assert any(event.get("cat") == "Node" for event in json.loads(path.read_text()))
+    with Session(encoder().model) as session, pytest.raises(RuntimeFailure, match="no profile"):
+        session.end_profile()
 
 
 def test_a_missing_onnxruntime_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,118 @@
+"""What a model said of every sample, as a file: ``inarch.predictions/1``.
+
+An ``.npz`` file, which numpy reads anywhere (``numpy.load(path)``, no pickles). N samples, in the task's order:
+
+=================== =====================================================================================================
+about               one string, a JSON object: ``format``; ``task``, ``headline`` and ``overall`` (metric -> value);
+                    ``samples``, an object that says which samples these are, equal in files that can be compared;
+                    ``model``, ``provider`` and ``inarch``, how they were made
+predictions/NAME    [N, ...] what the model said, as the task reads its outputs: ``boxes``, ``answer``, ``scores``; ``margin``
+                    is how far the first choice was ahead of the second
+scores/METRIC       [N] how right that is, in [0, 1]
+texts               [N] the expression, the question, or the image's name, where the task has one; else empty
+=================== =====================================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inarch.runtime.accuracy import Evaluation
+from inarch.structure.errors import DataError
+
+FORMAT = "inarch.predictions/1"
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """An evaluation, and what it is of.
+
+    Attributes:
+        evaluation: predictions and scores.
+        samples: which samples they are of.
+        texts: [N] what each is about; empty where the task cannot tell.
+        made: how: model, provider, version.
+    """
+
+    evaluation: Evaluation
+    samples: Mapping[str, Any]
+    texts: Sequence[str] = ()
+    made: Mapping[str, str] = field(default_factory=dict)
+
+
+def save_predictions(found: Predictions, path: Path) -> None:
+    """Write predictions, whole or not at all.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    evaluation = found.evaluation
+    about = {
+        "format": FORMAT,
+        "task": evaluation.task,
+        "headline": evaluation.headline,
+        "overall": dict(evaluation.overall),
+        "samples": dict(found.samples),
+        **found.made,
+    }
+    arrays: dict[str, Any] = {f"predictions/{name}": values for name, values in evaluation.predictions.items()}
+    arrays |= {f"scores/{name}": values for name, values in evaluation.scores.items()}
+    arrays |= {"about": np.asarray(json.dumps(about, sort_keys=True)), "texts": np.asarray(list(found.texts), np.str_)}
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        with part.open("xb") as file:
+            np.savez_compressed(file, **arrays)
+        os.replace(part, path)
+    except OSError as error:
+        raise DataError(f"cannot be written: {error.strerror or error}", where=str(path)) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_predictions(path: Path) -> Predictions:
+    """Read predictions.
+
+    Raises:
+        DataError: the file cannot be read, or is none of this format.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        about = json.loads(str(arrays["about"]))
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
+    except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError("is no file of predictions", where=str(path), hint="inarch evaluate --predictions writes one") from error
+    return _checked(about, arrays, str(path))
+
+
+def _checked(about: Any, arrays: Mapping[str, Any], source: str) -> Predictions:
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        found = about.get("format") if isinstance(about, dict) else about
+        raise DataError(f"has the format {found!r}, wanted {FORMAT!r}", where=source)
+    wanted = {"task": str, "headline": str, "overall": dict, "samples": dict}
+    wrong = next((key for key, kind in wanted.items() if not isinstance(about.get(key), kind)), None)
+    if wrong is not None:
+        raise DataError("is missing or of another type", where=f"{source}: about.{wrong}")
+    parts = {
+        kind: {name.removeprefix(f"{kind}/"): values for name, values in arrays.items() if name.startswith(f"{kind}/")}
+        for kind in ("predictions", "scores")
+    }
+    lengths = {name: values.shape[:1] for name, values in arrays.items() if "/" in name}
+    if not parts["scores"] or len(set(lengths.values())) != 1 or () in lengths.values():
+        raise DataError(f"the arrays have lengths that do not fit: {lengths}", where=source)
+    if about["headline"] not in about["overall"]:
+        raise DataError(f"there is no {about['headline']!r}", where=f"{source}: about.overall")
+    evaluation = Evaluation(about["task"], about["headline"], parts["predictions"], parts["scores"], about["overall"])
+    texts = tuple(str(text) for text in arrays.get("texts", ()))
+    made = {key: str(value) for key, value in about.items() if key not in (*wanted, "format")}
+    return Predictions(evaluation, about["samples"], texts, made)
