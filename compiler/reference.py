@@ -241,7 +241,7 @@ def _edited(value: ir.Value, claims: Sequence[_Claim], values: SiteValues, name:
     """The parameter's tensor with the members' changes, computed when it is asked for and not kept."""
     tensor = value.const_value
     if tensor is None:
-        raise ModelError(f"parameter {value.name!r} has no values")
+        raise ModelError(f"parameter {value.name!r} has no values", hint="load the model together with its external data")
     label = name or value.name
     changing = [claim for claim in claims if values.edit(*claim) is not None]
 
@@ -317,6 +317,7 @@ def _fork(model: ir.Model, value: ir.Value, fork: _Fork, values: SiteValues) -> 
             raise LoweringError(
                 f"input {index} of node {node.name!r} does not read {value.name!r} through views alone; the tie cannot be forked",
                 where=site,
+                hint="leave the tied site out of the plan, or decide alike for all sites that are tied",
             )
         node.replace_input_with(index, copy)
 

@@ -34,6 +34,8 @@ UNIT_AXES = ("hidden", "qk", "vo", "vo2")
 _CHUNK = 1 << 22
 """Numbers that are looked at together where a whole member is scanned (16 MB of fp32), so that no scan needs a second copy."""
 
+_MAY_SHARE = "inarch inspect MODEL lists which sites may share with which"
+
 
 @dataclass(frozen=True, eq=False)
 class MemberEdit:
@@ -115,7 +117,8 @@ class SiteValues:
         """
         member = self._table[site].members.get(role)
         if member is None:
-            raise LoweringError(f"the site has no member {role!r}, whose weight vectors are to be shared", where=site)
+            message = f"the site has no member {role!r}, whose weight vectors are to be shared"
+            raise LoweringError(message, where=site, hint=_MAY_SHARE)
         return member
 
     def original(self, site: str, role: str) -> Array:
@@ -129,7 +132,8 @@ class SiteValues:
         if tensor is None:
             raise ModelError(f"the model has no parameter {member.param!r}", where=site)
         if tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE):
-            raise ModelError(f"parameter {member.param!r} is {tensor.dtype.name}; only floating-point weights change", where=site)
+            message = f"parameter {member.param!r} is {tensor.dtype.name}; only floating-point weights change"
+            raise ModelError(message, where=site, hint="compile first and quantise then, or leave the site out of the plan")
         if tuple(tensor.shape) != member.shape:
             shape = list(tensor.shape)
             raise ModelError(f"parameter {member.param!r} has shape {shape}, its site expects {list(member.shape)}", where=site)
@@ -194,6 +198,7 @@ class SiteValues:
                     f"{self.member(site, role).param!r} is {mine.dtype.name}, and {self.member(base, role).param!r} of {base}, "
                     f"whose weight vectors it takes, is {theirs.dtype.name}",
                     where=site,
+                    hint="share among sites of one precision, or export the model in one",
                 )
 
     def stored(self, site: str, role: str, positions: Indices, *, relative: bool = True) -> Array:
@@ -314,17 +319,16 @@ class SiteValues:
         base = self._resolved.names[number]
         root = self._table[base].members.get(member.role)
         if root is None or not root.has(axis):
-            raise LoweringError(f"shares {axis} units with {base}, which has no {member.role!r} on that axis", where=site)
+            message = f"shares {axis} units with {base}, which has no {member.role!r} on that axis"
+            raise LoweringError(message, where=site, hint=_MAY_SHARE)
         if root.width != member.width:
-            raise LoweringError(
-                f"weight vectors of {member.role!r} are {member.width} long, those of {base} {root.width}", where=site
-            )
+            message = f"weight vectors of {member.role!r} are {member.width} long, those of {base} {root.width}"
+            raise LoweringError(message, where=site, hint=_MAY_SHARE)
         index = root.relative(axis)
         mine = member.size // len(self._resolved.axes[site][axis].pruned)
         if index.shape[1] != mine:
-            raise LoweringError(
-                f"a unit of {axis} is {mine} weight vectors of {member.role!r} here and {index.shape[1]} at {base}", where=site
-            )
+            message = f"a unit of {axis} is {mine} weight vectors of {member.role!r} here and {index.shape[1]} at {base}"
+            raise LoweringError(message, where=site, hint=_MAY_SHARE)
         return index[units]
 
     def _overwrite(self, out: Array, member: Member, role: str, edit: MemberEdit, wanted: Indices, slots: Indices) -> None:

@@ -156,7 +156,7 @@ class _Layout:
     def _initializer(self, value: ir.Value, places: list[tuple[ir.TensorProtocol, Callable[[ir.TensorProtocol], None]]]) -> None:
         tensor = value.const_value
         if tensor is None:
-            raise ModelError(f"initializer {value.name!r} has no data")
+            raise ModelError(f"initializer {value.name!r} has no data", hint="load the model together with its external data")
         self.unique_bytes += tensor.nbytes
 
         def put(stored: ir.TensorProtocol) -> None:
@@ -217,7 +217,8 @@ class _Layout:
                 raise cause from None
             raise
         if proto.ByteSize() > _PROTOBUF_LIMIT:
-            raise ModelError("what is left for the .onnx file is over 2 GB", where=str(target))
+            hint = "constants inside nodes are never written beside it: turn large ones into initializers first"
+            raise ModelError("what is left for the .onnx file is over 2 GB", where=str(target), hint=hint)
         content: bytes = proto.SerializeToString(deterministic=True)
         return content
 
@@ -273,14 +274,16 @@ def _external_views(tensor: ir.ExternalTensor) -> Iterator[memoryview]:
     try:
         file = open(tensor.path, "rb")  # noqa: SIM115
     except OSError as error:
-        raise ModelError(f"tensor {tensor.name!r} cannot be read: {error.strerror}", where=tensor.path) from error
+        hint = "keep the model's data file beside it until it is compiled"
+        raise ModelError(f"tensor {tensor.name!r} cannot be read: {error.strerror}", where=tensor.path, hint=hint) from error
     with file:
         file.seek(tensor.offset or 0)
         left = tensor.nbytes
         while left:
             chunk = file.read(min(left, _CHUNK))
             if not chunk:
-                raise ModelError(f"tensor {tensor.name!r} lies beyond the end of the file", where=tensor.path)
+                hint = "the file was cut off or replaced: export the model again"
+                raise ModelError(f"tensor {tensor.name!r} lies beyond the end of the file", where=tensor.path, hint=hint)
             yield memoryview(chunk)
             left -= len(chunk)
 
@@ -384,7 +387,8 @@ def _folder(target: Path) -> Iterator[_Folder]:
     except InarchError:
         raise
     except MemoryError as error:
-        raise ModelError("there is not enough memory for the largest tensor", where=str(target)) from error
+        hint = "one tensor at a time is held; end other programs, or use a machine with more memory"
+        raise ModelError("there is not enough memory for the largest tensor", where=str(target), hint=hint) from error
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         message = "no space left to write the model" if full else f"the model cannot be written: {error.strerror or error}"
@@ -396,7 +400,7 @@ def _folder(target: Path) -> Iterator[_Folder]:
 def _check_target(model: ir.Model, target: Path) -> None:
     """Refuse a target that cannot be written, or that is one of the model's own files."""
     if not target.parent.is_dir():
-        raise ModelError(f"there is no folder {str(target.parent)!r}", where=str(target))
+        raise ModelError(f"there is no folder {str(target.parent)!r}", where=str(target), hint="make it, or write elsewhere")
     if target.is_dir() or not target.name:
         raise ModelError("this is a folder", where=str(target), hint="give a file name")
     if target.exists() and any(source.exists() and source.samefile(target) for source in _sources(model)):

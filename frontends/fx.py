@@ -100,7 +100,8 @@ def from_torch(
             verbose=False,
         )
     if exported is None:
-        raise ModelError("torch exported nothing", where=type(source).__name__)
+        hint = "torch.onnx.export(..., dynamo=True) has to work on it alone: try that first"
+        raise ModelError("torch exported nothing", where=type(source).__name__, hint=hint)
     model = exported.model
     parameters = _snapshot(model)
     with _quiet():

@@ -16,7 +16,24 @@ import typer
 
 from inarch import __version__
 from inarch.structure.errors import InarchError
-from inarch.tools import bench, compile, demo, export, inspect, learn, passes, plan, render, tune, verify
+from inarch.tools import (
+    bench,
+    calibrate,
+    compile,
+    completion,
+    demo,
+    evaluate,
+    export,
+    inspect,
+    learn,
+    passes,
+    plan,
+    quantize,
+    render,
+    report,
+    tune,
+    verify,
+)
 
 OK, FAILED, BAD_INPUT, DEFECT, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -26,6 +43,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 ok, 1 a check failed, 2 bad input. A first look: inarch inspect MODEL",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -51,10 +69,15 @@ app.add_typer(plan.app, name="plan")
 app.command("compile")(compile.run)
 app.command("verify")(verify.run)
 app.command("bench")(bench.run)
+app.command("evaluate")(evaluate.run)
+app.command("quantize")(quantize.run)
+app.command("calibrate")(calibrate.run)
 app.command("passes")(passes.run)
+app.command("completion")(completion.run)
 app.command("export")(export.run)
 app.command("learn")(learn.run)
 app.command("tune")(tune.run)
+app.command("report")(report.run)
 app.add_typer(demo.app, name="demo")
 
 
@@ -73,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     as_json, debug = "--json" in options, "--debug" in options
     command = typer.main.get_command(app)
+    completion.prepare()
     try:
         result = command.main(args=arguments, prog_name="inarch", standalone_mode=not as_json)
         code = result if isinstance(result, int) else OK
@@ -84,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = BAD_INPUT
     except OSError as error:  # a full disk under the output or the temporary files, not a defect
         _traceback(debug)
-        render.show_error(InarchError(error.strerror or str(error), where=error.filename), as_json=as_json)
+        hint = "the disk may be full, or a folder not writable; TMPDIR names the one for temporary files"
+        render.show_error(InarchError(error.strerror or str(error), where=error.filename, hint=hint), as_json=as_json)
         code = BAD_INPUT
     except typer.TyperException as error:
         render.fail_json("usage", error.format_message())

@@ -1,4 +1,4 @@
-"""``inarch demo``: the whole way on generated scenes: learn, harden, tune, export, compile, verify, measure, judge.
+"""``inarch demo``: the whole way on generated scenes: learn, harden, tune, export, compile, verify, measure, judge, report.
 
 ``inarch demo towers`` shows the compiler alone on two real trained transformers.
 """
@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,20 +17,23 @@ import numpy.typing as npt
 import typer
 
 from inarch.structure.errors import RuntimeFailure
-from inarch.tools import bench, compile, demo_towers, render, verify
+from inarch.tools import bench, compile, demo_towers, render, report_run, verify
 from inarch.tools.options import Debug, Json, Seed
-from inarch.tools.torch_extra import needs_learning
+from inarch.tools.torch_extra import needs, needs_learning
 
 if TYPE_CHECKING:
     from inarch.learning.config import LearnConfig, TuneConfig
     from inarch.learning.harden import Hardened
-    from inarch.runtime.accuracy import Evaluation, Paired, Task
+    from inarch.runtime.accuracy import Comparison, Task
     from inarch.runtime.verify import Verification
 
 FAILED = 1
 KEEP = 0.62
 STEPS = "2000,900,600"
 """Steps of dense pre-training, of learning the structure, and of tuning: what 2 cores do in a few minutes."""
+
+JUDGED = "inarch evaluate compiled.onnx --against dense/model.onnx --run . --json > evaluation.json"
+BATCH = 256
 
 MARGIN = 1e-4
 """Decisions that are nearer than this may differ between torch and ONNX Runtime."""
@@ -55,6 +60,7 @@ def run(
     if context.invoked_subcommand is not None:
         return
     needs_learning()
+    needs(("jinja2",), "the demo's report", "report")  # not after minutes of training
     parts = bench.thread_counts(steps)
     if len(parts) != 3:
         raise typer.BadParameter(f"{steps!r} is not three numbers", param_hint="--steps")
@@ -89,46 +95,52 @@ class Demo:
     scenes: int = 6000
     held_out: int = 2500
     _chapter: int = 0
+    _seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
         """All of it; returns what was found, ``ok`` among it."""
         started = time.monotonic()
-        self._title("Learn: a dense model, then what of it can be shared and pruned")
-        hardened = self._learn()
-        self._title("Tune for referring expressions: the structured model, and the dense one to compare with")
-        self._tune()
-        self._title("Compile")
-        compiled = self._compile()
-        self._title("Verify: does it compute what the plan asks for?")
-        verification = self._verify()
-        agreement = self._agreement()
-        self._title("Accuracy in ONNX Runtime")
-        dense, small, difference = self._accuracy(compiled)
-        self._title("What became smaller")
-        self._bench()
+        with self._titled("learn", "Learn: a dense model, then what of it can be shared and pruned"):
+            hardened = self._learn()
+        report_run.clear(self.out)
+        with self._titled("tune", "Tune for referring expressions: the structured model, and the dense one to compare with"):
+            self._tune()
+        with self._titled("compile", "Compile"):
+            compiled = self._compile()
+        with self._titled("verify", "Verify: does it compute what the plan asks for?"):
+            verification = self._verify()
+            agreement = self._agreement()
+        with self._titled("judge", "Accuracy in ONNX Runtime"):
+            judged = self._accuracy(compiled)
+        with self._titled("measure", "What became smaller"):
+            self._bench()
+        with self._titled("report", "A page to read and to show"):
+            report = self._report(agreement)
         ok = verification.ok and agreement["relative"] <= 1e-5 and not agreement["decisions"]
         seconds = time.monotonic() - started
         self._say(f"The whole demo took {seconds:.0f} s. Compiled model against plan applied by values:")
         if not self.quiet:
             verify.verdict(verification)
+        self._say(f"report: {report}")
         return {
             "format": "inarch.demo/1",
             "ok": ok,
             "stored": hardened.stored,
             "parameters": hardened.table.parameters,
-            "dense": dense.value,
-            "compiled": small.value,
-            "difference": [difference.difference, difference.low, difference.high],
+            "dense": judged.first.value,
+            "compiled": judged.second.value,
+            "difference": [judged.headline.difference, judged.headline.low, judged.headline.high],
             "agreement": agreement,
+            "report": str(report),
             "seconds": seconds,
         }
 
     def _config(self) -> LearnConfig:
-        from inarch.learning.config import DataSettings, LearnConfig, Optimisation, StructureSettings
+        from inarch.learning.config import LearnConfig, Optimisation, ScenesSettings, StructureSettings
 
         dense, learning, _ = self.steps
         return LearnConfig(
-            data=DataSettings(level=self.level, scenes=self.scenes, held_out=self.held_out),
+            data=ScenesSettings(level=self.level, scenes=self.scenes, held_out=self.held_out),
             dense=Optimisation(steps=dense, warmup=min(200, dense // 4)),
             learning=Optimisation(steps=learning, rate=1e-3, warmup=min(100, learning // 4)),
             structure=StructureSettings(keep=self.keep),
@@ -163,7 +175,7 @@ class Demo:
         for name, dense in (("small", False), ("dense", True)):
             folder = self.out / name
             with render.progress(quiet=self.quiet) as report:
-                judged = tune(self.out, config, folder, dense=dense, device="cpu", progress=report)
+                judged = tune(self.out, config, folder, dense=dense, device="cpu", progress=report)["test"]
             write_model(export_tuned(self.out, folder), folder / "model.onnx")
             self._say(f"{name}: {100 * judged.value:.2f} % of {self._task().samples:,} expressions found, in torch")
 
@@ -177,6 +189,7 @@ class Demo:
         model, plan, compiled = self._paths
         with render.progress(quiet=self.quiet) as report:
             result = compile_model(model, plan, compiled, progress=report)
+        report_run.write_compiled(self.out, compiled.name, result)
         if not self.quiet:
             compile.show(result.lowered)
         self._say(f"wrote {compiled} ({render.size(compile.written_bytes(result))})")
@@ -187,6 +200,10 @@ class Demo:
 
         with render.progress(quiet=self.quiet) as report:
             found = verify_model(*self._paths, progress=report)
+        report_run.write(self.out, report_run.VERIFY, {"format": "inarch.verified/1", **found.to_json()})
+        task = self._task()
+        rows = np.arange(min(64, task.samples))
+        report_run.write_untrained(self.out, self.out / "dense" / "model.onnx", self._paths[1], task.feeds(rows))
         if not self.quiet:
             verify.show_equivalence(found.equivalence)
             verify.show_sharing(found.sharing)
@@ -219,39 +236,80 @@ class Demo:
         )
         return {"relative": apart, "decisions": changed}
 
-    def _accuracy(self, compiled: Path) -> tuple[Evaluation, Evaluation, Paired]:
-        from inarch.runtime.accuracy import evaluate, paired
-        from inarch.runtime.session import Session
+    def _accuracy(self, compiled: Path) -> Comparison:
+        """Both models, judged as ``inarch evaluate compiled.onnx --against dense/model.onnx --run RUN`` does."""
+        from inarch.runtime.accuracy import compare
+        from inarch.tools import evaluate
+        from inarch.tools.tasks import Wanted
 
-        task = self._task()
-        found = []
-        for path in (self.out / "dense" / "model.onnx", compiled):
-            with Session(path) as session, render.progress(quiet=self.quiet) as report:
-                found.append(evaluate(session.run, task, progress=report))
-        dense, small = found
-        apart = paired(dense.scores[task.headline], small.scores[task.headline])
+        wanted, running = Wanted(run=self.out), evaluate.Running(batch=BATCH)
+        with render.progress(quiet=self.quiet) as report:
+            dense, subject, _ = evaluate.judge(self.out / "dense" / "model.onnx", wanted, running, report)
+            small, _, _ = evaluate.judge(compiled, wanted, running, report, subject)
+        found = compare(dense.evaluation, small.evaluation)
+        report_run.write_accuracy(self.out, subject.task, evaluate.Outcome(small, dense, found), seed=self.seed)
         if not self.quiet:
-            shown = render.table(task.name, ("dense", "right"), ("compiled", "right"))
-            for name, value in dense.overall.items():
-                render.add_row(shown, name, f"{100 * value:.2f} %", f"{100 * small.overall[name]:.2f} %")
-            render.show(shown)
+            evaluate.show_comparison(found, ("dense", "compiled"))
+        apart = found.headline
         self._say(
-            f"{task.headline}: {100 * apart.difference:+.2f} points [{100 * apart.low:+.2f}, {100 * apart.high:+.2f}] against "
+            f"{found.metric}: {100 * apart.difference:+.2f} points [{100 * apart.low:+.2f}, {100 * apart.high:+.2f}] against "
             f"the dense model tuned alike, over {apart.samples:,} samples"
         )
-        return dense, small, apart
+        return found
 
     def _bench(self) -> None:
         with render.progress(quiet=self.quiet) as report:
             measured = bench.measure(
-                self.out / "dense" / "model.onnx", self._paths[2], (1, 2), pairs=30, seed=self.seed, report=report
+                self.out / "dense" / "model.onnx",
+                self._paths[2],
+                (1, 2),
+                pairs=30,
+                seed=self.seed,
+                parts=self._paths[1],
+                report=report,
             )
+        report_run.write(self.out, report_run.BENCH, {"format": "inarch.bench/1", **bench.as_data(measured)})
         if not self.quiet:
             bench.show(measured)
 
-    def _title(self, text: str) -> None:
+    def _report(self, agreement: dict[str, float]) -> Path:
+        """Say how the run was made, and write the page."""
+        from inarch.tools.report import write_report
+
+        parts = ",".join(map(str, self.steps))
+        report_run.write_run(
+            self.out,
+            title="A small MDETR, grafted",
+            about="A small MDETR was trained on generated scenes, learned which weights its backbones can share and which can "
+            "go, was tuned in that form for referring expressions, and was compiled.",
+            model="small/model.onnx",
+            commands=(
+                f"inarch demo --out RUN --keep {self.keep:g} --level {self.level} --steps {parts} --seed {self.seed}",
+                *report_run.commands("small/model.onnx", "dense/model.onnx", JUDGED, parts=True),
+            ),
+            files=("dense/model.onnx", "small/model.onnx", "compiled.onnx"),
+            seconds=self._seconds,
+            settings={
+                "scenes": f"{self.scenes:,} of level {self.level}, {self.held_out:,} held out",
+                "steps": f"{parts} (dense, structure, tuning)",
+                "seed": self.seed,
+                "torch against ONNX Runtime": f"outputs within {render.number(agreement['relative'])}, "
+                f"{agreement['decisions']:g} decisions differ",
+            },
+        )
+        page = self.out / report_run.REPORT
+        write_report(self.out, page)
+        self._say(f"wrote {page} ({render.size(page.stat().st_size)})")
+        return page
+
+    @contextmanager
+    def _titled(self, name: str, text: str) -> Iterator[None]:
+        """A chapter: its title, and how long it took."""
         self._chapter += 1
         self._say(f"\n{self._chapter}. {text}", style="bold")
+        started = time.monotonic()
+        yield
+        self._seconds[name] = time.monotonic() - started
 
     def _say(self, text: str, style: str | None = None) -> None:
         if not self.quiet:

@@ -101,13 +101,11 @@ class Story:
             cosines = (f"{value:.3f}" for value in (answers.sentence_cosine, answers.worst_sentence_cosine))
             render.add_row(shown, label, found, *cosines, f"{answers.mean_correlation:.3f}")
         render.show(shown)
-        for line in (
-            "Sentence cosine and saliency r (correlation of the maps) are against the dense",
-            "model. Equivalent does not mean undamaged: the compiler carries out the plan, and",
-            "without training a deep plan costs what this table shows. Training with gates and",
-            "alignment, before the plan is hardened, is what makes it cheap.",
-        ):
-            render.say(line)
+        render.say(
+            "Sentence cosine and saliency r (correlation of the maps) are against the dense model. Equivalent does not mean "
+            "undamaged: the compiler carries out the plan, and without training a deep plan costs what this table shows. "
+            "Training with gates and alignment, before the plan is hardened, is what makes it cheap."
+        )
 
     def summary(self, demo: DemoResult) -> None:
         """What became smaller, and the verdict on the last line."""
@@ -116,3 +114,8 @@ class Story:
         bench.show(demo.measured)
         render.say(f"The whole demo took {demo.seconds:.0f} s. Compiled model against plan applied by values:")
         verify.verdict(demo.verification)
+
+    def report(self, page: Path) -> None:
+        """Where the page is that shows all of it."""
+        if not self.quiet:
+            render.say(f"report: {page}")

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inarch.structure.errors import InarchError
-from inarch.tools import bench, plan, render
+from inarch.tools import bench, plan, render, report_run
 from inarch.tools.demo_result import DemoResult, Saving, tower_of
 from inarch.tools.options import Debug, Json, Seed
+from inarch.tools.torch_extra import needs
 
 if TYPE_CHECKING:
     from inarch.runtime.session import Array, ModelLike
@@ -49,10 +50,11 @@ def run(
 
     No training happens here, so the plan damages the model the more the less it keeps; the demo shows by how much.
     """
+    needs(("jinja2",), "the demo's report", "report")
     counts = bench.thread_counts(threads)
     result = run_demo(out, keep=keep, method=method.value, threads=counts, pairs=pairs, seed=seed, quiet=json)
     if json:
-        render.emit_json(result.to_json())
+        render.emit_json(result.to_json() | {"report": str(out / report_run.REPORT)})
     if not result.ok:
         raise typer.Exit(FAILED)
 
@@ -70,7 +72,8 @@ def run_demo(
     """Build, inspect, plan, compile, verify and measure, and tell the story on stdout.
 
     Args:
-        out: folder for ``two_tower.onnx``, ``plan.json``, ``compiled.onnx`` and ``inputs.npz``, made if it is missing.
+        out: folder for ``two_tower.onnx``, ``plan.json``, ``compiled.onnx``, ``inputs.npz`` and what ``report.html`` is made of,
+            made if it is missing.
         keep: fraction of the model's parameters that stays.
         method: the planner.
         threads: thread counts to time.
@@ -102,6 +105,7 @@ def run_demo(
         assets = find_assets()
         feeds = demo_feeds(assets.tokenizer)
         timed = write_inputs(out, dense, feeds)
+        report_run.clear(out)
         discovery = discover(dense)
     story.towers(dense, discovery.table)
 
@@ -115,11 +119,13 @@ def run_demo(
     story.chapter("Compile")
     with render.progress(quiet=quiet) as report:
         result = compile_model(dense, plan_file, compiled, progress=report)
+    report_run.write_compiled(out, compiled.name, result)
     story.compiled(result, compiled)
 
     story.chapter("Verify: does it compute what the plan asks for?")
     with render.progress(quiet=quiet) as report:
         verification = verify_all(dense, plan_file, compiled, feeds, seed, report)
+    report_run.write(out, report_run.VERIFY, {"format": "inarch.verified/1", **verification.to_json()})
     story.verified(verification)
 
     story.chapter("Damage: what does the plan do to real answers?")
@@ -130,10 +136,41 @@ def run_demo(
     story.chapter("What became smaller")
     with render.progress(quiet=quiet) as report:
         measured = bench.measure(dense, compiled, threads, pairs=pairs, inputs=timed, seed=seed, report=report)
+    report_run.write(out, report_run.BENCH, {"format": "inarch.bench/1", **bench.as_data(measured)})
     seconds = time.monotonic() - started
     demo = DemoResult(made, plan_file, savings, result, verification, damage, answers, measured, seconds)
+    page = write_page(out, demo, keep, method, seed)
     story.summary(demo)
+    story.report(page)
     return demo
+
+
+def write_page(out: Path, demo: DemoResult, keep: float, method: str, seed: int) -> Path:
+    """Say how the run was made, and write its report."""
+    from inarch.tools.report import write_report
+
+    dense, answers = demo.damage[1.0], demo.answers
+    report_run.write_run(
+        out,
+        title="Two towers, grafted",
+        about="A sentence encoder (MiniLM-L6) and a vision transformer (ViT-S/14) that others trained were joined, a plan was "
+        "made from their weights alone, and it was compiled.",
+        model="two_tower.onnx",
+        commands=(
+            f"inarch demo towers --out RUN --keep {keep:g} --method {method} --seed {seed}",
+            *report_run.commands("two_tower.onnx", "two_tower.onnx"),
+        ),
+        files=("two_tower.onnx", "compiled.onnx"),
+        seconds={"all": demo.seconds},
+        settings={
+            "paraphrases found": f"{answers.found} of {answers.sentences} (dense {dense.found})",
+            "sentence cosine": f"{answers.sentence_cosine:.3f} with dense, {answers.worst_sentence_cosine:.3f} at worst",
+            "saliency maps": f"correlation {answers.mean_correlation:.3f} with the dense model's",
+        },
+    )
+    page = out / report_run.REPORT
+    write_report(out, page)
+    return page
 
 
 def write_inputs(folder: Path, dense: Path, feeds: Mapping[str, Array]) -> Path:
@@ -158,7 +195,8 @@ def write_inputs(folder: Path, dense: Path, feeds: Mapping[str, Array]) -> Path:
             with path.open("wb") as file:
                 np.savez(file, allow_pickle=False, **arrays)
     except OSError as error:
-        raise InarchError(f"cannot be written: {error.strerror or error}", where=str(folder)) from error
+        hint = "--out names a folder that can be written, with some 400 MB of space"
+        raise InarchError(f"cannot be written: {error.strerror or error}", where=str(folder), hint=hint) from error
     return timed
 
 

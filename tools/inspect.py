@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from itertools import zip_longest
+from json import loads as json_of
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 
-from inarch.structure.kinship import kin
+from inarch.structure.kinship import kin, tower_of
 from inarch.tools import render
 from inarch.tools.options import Debug, Json, Model
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     from inarch.structure.sites import Member, Site, SiteTable
+
+_NUMBER = re.compile(r"\d+")
 
 
 def run(
     model: Model,
+    every: Annotated[bool, typer.Option("--all", help="A row for each site, even where they differ in a number only.")] = False,
     params: Annotated[bool, typer.Option("--params", help="Also show which parameter holds each member of a site.")] = False,
     json: Json = False,
     debug: Debug = False,
@@ -23,17 +32,64 @@ def run(
     """Show what can be shared and pruned in a model.
 
     A site is one attention (msa) or one feed-forward network (ffn). Its widths are what a plan can prune; a frozen axis
-    stays as it is, and the reason is given.
+    stays as it is, and the reason is given. Of a compiled model it also shows what it was compiled with.
     """
-    from inarch.api import discover
+    from inarch.api import discover, open_model
 
     with render.progress(quiet=json) as report:
         report("reading the graph", 0, 0)
-        discovery = discover(model)
+        opened = open_model(model)
+        table = discover(opened).table
+        origin = compiled_with(opened.metadata_props)
     if json:
-        render.emit_json({"format": "inarch.inspect/1", "model": model.name, **as_data(discovery.table)})
+        render.emit_json({"format": "inarch.inspect/1", "model": model.name, **as_data(table), "compiled": origin})
         return
-    show(discovery.table, params=params)
+    show(table, every=every, params=params)
+    if origin is not None:
+        show_origin(origin)
+
+
+def compiled_with(metadata: Mapping[str, str]) -> dict[str, object] | None:
+    """What a compiled model records of its compilation; None for a model that inarch did not write."""
+    from inarch.structure.cost import shipped_name
+
+    if "inarch.plan" not in metadata:
+        return None
+    digest, _, prefer = metadata.get("inarch.cost", "").partition(":")
+    try:
+        shared = len(json_of(metadata.get("inarch.shared", "[]")))
+    except (ValueError, TypeError):
+        shared = 0
+    return {
+        "plan": metadata["inarch.plan"],
+        "cost": digest or None,
+        "cost_name": shipped_name(digest),
+        "prefer": prefer or None,
+        "onnxruntime": metadata.get("inarch.onnxruntime"),
+        "shared_tensors": shared,
+        "planned_parameters": _integer(metadata.get("inarch.planned")),
+        "stored_parameters": _integer(metadata.get("inarch.stored")),
+    }
+
+
+def _integer(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdecimal() else None
+
+
+def show_origin(origin: Mapping[str, object]) -> None:
+    """Print what a compiled model was compiled with."""
+    name, prefer = origin["cost_name"], origin["prefer"]
+    table = f"shipped for {str(name).upper()}s" if name else f"of {origin['cost']}"
+    render.say("")
+    shared, runtime = origin["shared_tensors"], origin["onnxruntime"]
+    render.say(f"compiled by inarch: {shared} shared tensors; onnxruntime {runtime} keeps them so")
+    render.say(f"with plan {origin['plan']}")
+    render.say(f"with cost table {table}" + (f", preferring {prefer}" if prefer else ""))
+
+
+def heads(site: Site) -> str:
+    """Heads of an MSA; ``*`` if none of them can go."""
+    return f"{site.heads}{_star(site, 'head')}" if site.kind == "msa" else ""
 
 
 def widths(site: Site) -> str:
@@ -43,18 +99,19 @@ def widths(site: Site) -> str:
 
 
 def _star(site: Site, axis: str) -> str:
-    return "*" if site.axes[axis].frozen else ""
+    return "*" if axis in site.axes and site.axes[axis].frozen else ""
 
 
-def show(table: SiteTable, *, params: bool) -> None:
+def show(table: SiteTable, *, every: bool = False, params: bool = False) -> None:
     """Print the sites, what is frozen, what was rejected and the totals."""
     from inarch.structure.planners.weights import site_parameters
 
-    shown = render.table("site", "kind", ("heads", "right"), ("width", "right"), ("params", "right"), "form")
-    for site in table.sites:
-        heads = f"{site.heads}{_star(site, 'head')}" if site.kind == "msa" else ""
+    each = "params" if every else "params\neach"
+    shown = render.table("site", "kind", ("heads", "right"), ("width", "right"), (each, "right"), ("sites", "right"), "form")
+    for name, sites in families(table.sites, every=every):
+        site = sites[0]
         form = site.form if site.calls == 1 else f"{site.form}, {site.calls} calls"
-        render.add_row(shown, site.name, site.kind, heads, widths(site), render.count(site.parameters), form)
+        render.add_row(shown, name, site.kind, heads(site), widths(site), render.count(site.parameters), len(sites), form)
     render.show(shown)
     if params:
         members = render.table("site", "member", "parameter", "stored", "on axis")
@@ -64,11 +121,11 @@ def show(table: SiteTable, *, params: bool) -> None:
                 place = f"{member.axis}: {member.start}-{member.start + member.size - 1}"
                 render.add_row(members, site.name, role, member.param, stored, place)
         render.show(members)
-    frozen = [(site.name, axis.name, axis.frozen) for site in table.sites for axis in site.axes.values() if axis.frozen]
-    for name, axis, why in frozen:
-        render.say(f"* {name}, {axis}: cannot be changed, {why}")
-    for item in table.rejected:
-        render.say(f"not a site: {item.name}: {item.reason}")
+    frozen = [((axis.name, axis.frozen), site.name) for site in table.sites for axis in site.axes.values() if axis.frozen]
+    for (axis_name, why), names in together(frozen):
+        render.say(f"* {names}, {axis_name}: cannot be changed, {why}")
+    for (reason,), names in together([((item.reason,), item.name) for item in table.rejected]):
+        render.say(f"not a site: {names}: {reason}")
     if frozen or table.rejected:
         render.say("")
     show_kin(table)
@@ -80,6 +137,42 @@ def show(table: SiteTable, *, params: bool) -> None:
         f"{render.count(inside)} of them in sites ({render.percent(inside, table.parameters)})"
     )
     render.say(f"fingerprint {table.fingerprint}")
+
+
+def families(sites: Sequence[Site], *, every: bool) -> Iterator[tuple[str, Sequence[Site]]]:
+    """Sites that differ in the numbers of their names alone, under one name; each by itself where ``every`` is wanted."""
+    groups: dict[object, list[Site]] = {}
+    for number, site in enumerate(sites):
+        alike = site.kind, heads(site), widths(site), site.parameters, site.form, site.calls
+        key = number if every else (tower_of(site.name), *alike)
+        groups.setdefault(key, []).append(site)
+    for members in groups.values():
+        yield common_name([site.name for site in members]), members
+
+
+def common_name(names: Sequence[str]) -> str:
+    """One name for names that differ in numbers: ``layer.0-11.ffn``, and ``*`` where more than one number differs."""
+    from inarch.structure.units import format_indices
+
+    numbers = [[int(n) for n in _NUMBER.findall(name)] for name in names]
+    parts = _NUMBER.split(names[0])
+    columns = list(zip(*numbers, strict=True))
+    varying = sum(len(set(column)) > 1 for column in columns)
+    shown = []
+    for column in columns:
+        values = np.array(sorted(set(column)), np.int64)
+        shown.append("*" if len(values) > 1 and varying > 1 else format_indices(values))
+    return "".join(part + number for part, number in zip_longest(parts, shown, fillvalue=""))
+
+
+def together(items: Sequence[tuple[tuple[str, ...], str]]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(what is said, of whom) with names that differ in numbers and have the same said of them under one name."""
+    groups: dict[object, tuple[tuple[str, ...], list[str]]] = {}
+    for said, name in items:
+        groups.setdefault((said, tower_of(name)), (said, []))[1].append(name)
+    for said, names in groups.values():
+        count = f" ({len(names)} times)" if len(names) > 1 else ""
+        yield said, common_name(names) + count
 
 
 def show_kin(table: SiteTable) -> None:

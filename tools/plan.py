@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from inarch.tools import render
+from inarch.tools.compile import PreferOption
 from inarch.tools.options import Cost, Debug, Json, Model, PlanFile
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from inarch.structure.planners import PlanResult
 
 FAILED, BAD_INPUT = 1, 2
+BLOCK = 4
+"""Sites that share one base at most, where nothing else is asked for."""
 
 app = typer.Typer(help="Make, check and compare plans.", no_args_is_help=True)
 
@@ -59,7 +62,14 @@ def make(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PLAN", help="Where the plan is written.", show_default=False)],
     method: Annotated[Method, typer.Option("--method", help="How units are chosen.")] = Method.similarity,
     share: Annotated[float, typer.Option("--share", help="similarity: how much of the saving is sharing, 0 to 1.")] = 0.5,
-    block: Annotated[int, typer.Option("--block", help="similarity: most sites that share one base.")] = 4,
+    block: Annotated[
+        int | None,
+        typer.Option(
+            "--block",
+            help=f"similarity: most sites that share one base; {BLOCK}, or as many as the cost table has segments.",
+            show_default=False,
+        ),
+    ] = None,
     minimum: Annotated[float, typer.Option("--minimum", help="Fraction of each axis that always stays.")] = 0.125,
     cost: Cost = None,
     json: Json = False,
@@ -69,18 +79,19 @@ def make(
 
     These are baselines: without training, high rates ruin a model. inarch verify shows by how much.
     """
-    from inarch.api import draft_plan
+    from inarch.api import draft_plan, open_cost
     from inarch.structure.plan import save_plan
 
+    table = open_cost(cost)
     with render.progress(quiet=json) as report:
         result = draft_plan(
             model,
             keep=keep,
             method=method.value,
-            cost=cost,
+            cost=table,
             minimum=minimum,
             share_fraction=share,
-            block=block,
+            block=block if block is not None else min(BLOCK, max(2, table.limits().max_segments)),
             progress=report,
         )
     save_plan(result.plan, out)
@@ -133,6 +144,7 @@ def lint(
     plan: PlanFile,
     model: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="Check the plan against this model too.")] = None,
     cost: Cost = None,
+    prefer: PreferOption = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -164,7 +176,7 @@ def lint(
         errors = lint_against(loaded, table)
         if errors:
             refuse(errors, as_json=json, source=str(plan))
-        lowered = lower(table, resolve(loaded, table), open_cost(cost))
+        lowered = lower(table, resolve(loaded, table), open_cost(cost), prefer.value if prefer else None)
         expected = loaded.expect.parameters if loaded.expect else None
         failed = expected is not None and expected != lowered.planned
         data |= {
@@ -241,10 +253,17 @@ def show_diff(found: PlanDiff) -> None:
     if found.axes:
         headers = ("pruned", "restored", "shared", "unshared")
         shown = render.table("site", "axis", *((header, "right") for header in headers))
+        totals: dict[str, list[int]] = {}
         for axis in found.axes:
             ranges = ([axis.pruned], [axis.restored], [p.units for p in axis.shared], [p.units for p in axis.unshared])
-            cells = (sum(len(parse_sequence(text)) for text in texts) for texts in ranges)
-            render.add_row(shown, axis.site, axis.axis, *(f"{cell:,}" if cell else "" for cell in cells))
+            numbers = [sum(len(parse_sequence(text)) for text in texts) for texts in ranges]
+            render.add_row(shown, axis.site, axis.axis, *(f"{number:,}" if number else "" for number in numbers))
+            for i, number in enumerate(numbers):
+                totals.setdefault(axis.axis, [0] * len(headers))[i] += number
+        if len(found.axes) > len(totals):
+            shown.add_section()
+            for name, numbers in totals.items():
+                render.add_row(shown, "all sites", name, *(f"{number:,}" if number else "" for number in numbers))
         render.show(shown)
     if found.values:
         shown = render.table("value", "before", "after")

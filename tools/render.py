@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, JustifyMethod
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -69,22 +71,59 @@ def table(*columns: str | tuple[str, str], title: str | None = None) -> Table:
     return made
 
 
+class Dotted:
+    """A name such as ``text.layer.0.ffn`` or a path: where it must be broken, it is broken after a dot, slash or underscore."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._pieces = re.findall(r"[^./_]*[./_]+|[^./_]+", text)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        widest = max(map(len, self._pieces), default=0)
+        return Measurement(min(widest, options.max_width), min(len(self.text), options.max_width))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        lines = [""]
+        for piece in self._pieces:
+            if lines[-1] and len(lines[-1]) + len(piece) > options.max_width:
+                lines.append("")
+            lines[-1] += piece
+        yield Text("\n".join(lines), overflow="fold")
+
+
 def add_row(made: Table, *cells: object, style: str | None = None) -> None:
-    """Add a row; cells are shown as they are, never read as markup."""
-    made.add_row(*(Text(str(cell)) for cell in cells), style=style)
+    """Add a row; cells are shown as they are, never read as markup, and names are broken where they read well."""
+    made.add_row(*(_cell(str(cell), made.columns[i].justify) for i, cell in enumerate(cells)), style=style)
+
+
+def _cell(text: str, justify: JustifyMethod) -> Text | Dotted:
+    return Dotted(text) if justify == "left" and re.fullmatch(r"\S*[./_]\S+", text) else Text(text)
 
 
 def show(made: Table) -> None:
-    """Print a table and an empty line to stdout."""
+    """Print a table and an empty line to stdout; without the padding at the ends of lines where it is no terminal."""
     console = out()
-    console.print(made)
+    if console.is_terminal:
+        console.print(made)
+    else:
+        with console.capture() as capture:
+            console.print(made)
+        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
     console.print()
 
 
-def say(text: str, *, style: str | None = None) -> None:
+def say(text: str, *, style: str | None = None, indent: int = 0) -> None:
     """Print one paragraph to stdout: no markup, wrapped between words alone, so that a path stays whole."""
     console = out()
-    lines = textwrap.wrap(text, console.width, break_long_words=False, break_on_hyphens=False) or [""]
+    first = " " * indent
+    lines = textwrap.wrap(
+        text,
+        console.width,
+        break_long_words=False,
+        break_on_hyphens=False,
+        initial_indent=first,
+        subsequent_indent=first + "  " if indent else "",
+    ) or [""]
     console.print(Text("\n".join(lines)), style=style, soft_wrap=True)
 
 

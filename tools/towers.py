@@ -116,12 +116,12 @@ def text_tower(state: Mapping[str, npt.NDArray[np.float32]]) -> ir.Model:
 
     def weights(name: str, shape: tuple[int, ...]) -> ir.TensorProtocol:
         if name not in state:
-            raise ModelError("the text encoder's weights lack this parameter", where=name)
+            raise ModelError("the text encoder's weights lack this parameter", where=name, hint=INSTALL)
         array = state[name]
         if array.ndim == 2 and not name.startswith("embeddings."):
             array = np.ascontiguousarray(array.T)
         if array.shape != shape:
-            raise ModelError(f"has shape {list(array.shape)}, expected {list(shape)}", where=name)
+            raise ModelError(f"has shape {list(array.shape)}, expected {list(shape)}", where=name, hint=INSTALL)
         return ir.tensor(array)
 
     graph = GraphBuilder("", weights)
@@ -197,7 +197,7 @@ def load_vision_tower(path: Path) -> ir.Model:
     version = model.graph.opset_imports.get("", 0)
     if unknown or not 13 < version <= OPSET:
         reason = f"operators {', '.join(sorted(unknown))}" if unknown else f"opset {version}"
-        raise ModelError(f"cannot be taken to opset {OPSET}: {reason}", where=path.name)
+        raise ModelError(f"cannot be taken to opset {OPSET}: {reason}", where=path.name, hint=INSTALL)
     model.graph.opset_imports[""] = OPSET
     return model
 

@@ -17,7 +17,7 @@ from inarch.structure.discover import discover
 from inarch.structure.plan import Plan
 from inarch.structure.resolve import identity, resolve
 from inarch.structure.sites import SiteTable
-from inarch.tools.benchmarks import machine, sharing
+from inarch.tools.benchmarks import machine, models, sharing
 from inarch.tools.benchmarks.twin import INPUTS, OUTPUT, TwinEncoders, draw, feeds
 from inarch.tools.demo_towers import count_savings
 
@@ -175,3 +175,13 @@ def test_lazy_weights_are_made_when_asked_for() -> None:
     value = TINY.build().graph.initializers["text.layer.0.intermediate.dense.weight"]
     assert isinstance(value.const_value, ir.LazyTensor)
     assert value.const_value.numpy().shape == (48, 96)
+
+
+def test_the_slowest_model_gives_the_verdict() -> None:
+    def bench(*ratios: float) -> dict[str, Any]:
+        return {"latency": [{"threads": threads, "ratio": ratio} for threads, ratio in enumerate(ratios, 1)]}
+
+    good = models.verdict({"small": bench(0.9, 1.01), "large": bench(0.8, 0.7)})
+    assert good == "No model is slower than dense by more than 2%: the slowest is small at 2 threads, 1.010."
+    bad = models.verdict({"small": bench(0.9, 1.01), "large": bench(1.03, 0.7)})
+    assert bad == "A model is slower than dense by more than 2%: the slowest is large at 1 thread, 1.030."

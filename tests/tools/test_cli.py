@@ -18,7 +18,7 @@ from inarch import __version__
 
 from tests.tools.conftest import Run
 
-COMMANDS = tuple("inspect/plan make/plan lint/plan diff/plan schema/compile/verify/bench/passes/export/demo".split("/"))
+COMMANDS = tuple("inspect/plan make/plan lint/plan diff/plan schema/compile/verify/bench/passes/export/report/demo".split("/"))
 
 
 def narrow(text: str) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from inarch.structure.plan import load_plan
 from inarch.tools.cli import main
 from inarch.tools.demo import Demo
+from inarch.tools.report_collect import collect
 
 
 def test_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,6 +24,14 @@ def test_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert load_plan(tmp_path / "plan.json").expect is not None
     for name in ("config.json", "curves.png", "structure.png", "compiled.onnx", "small/model.onnx", "dense/model.onnx"):
         assert (tmp_path / name).stat().st_size > 0, name
+    assert " ".join(said.split()).endswith(f"report: {tmp_path / 'report.html'}")
+    page = collect(tmp_path)
+    assert page.state == "equivalent"
+    assert not page.missing
+    assert page.accuracy[0].samples == 30 * 4
+    assert [chart.most > 0 for chart in page.damage] == [False, True]  # trained under the plan, and not
+    assert {bar.model for bar in page.speed[0].latency[0].bars} == {"dense", "pruned", "shared", "compiled"}
+    assert page.examples[0].examples
 
 
 def test_steps_are_three_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,55 +11,111 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from inarch.tools import render
 from inarch.tools.benchmarks import machine
-from inarch.tools.benchmarks.accuracy_grid import KINDS, STORE, TUNING, WORK, Cell, base_config, dense_key, grid, key_of, stored
+from inarch.tools.benchmarks.accuracy_grid import (
+    STORE,
+    TUNING,
+    WORK,
+    Cell,
+    base_config,
+    dense_key,
+    grid,
+    key_of,
+    method_key,
+    stored,
+)
 
 if TYPE_CHECKING:
+    from inarch.learning.methods import Outcome
     from inarch.learning.runs import Workshop
 
 
 def compute(cell: Cell, shop: Workshop) -> dict[str, Any]:
-    """Run one cell: the method on grounding, then each task tuned from it."""
+    """Run one cell: the method on grounding, unless another task's cell has done that, then the task tuned from it."""
     from inarch.learning.config import Optimisation, TuneConfig
-    from inarch.learning.methods import obtain
-    from inarch.learning.runs import judge, replaced, train_dense, tune_weights
+    from inarch.learning.runs import backbone_parameters, judge, tune_weights
     from inarch.learning.trainer import accelerator
     from inarch.tools.benchmarks.accuracy_report import pack
 
-    place = accelerator(base_config(cell.seed).precision, "cpu")
     config = base_config(cell.seed)
-    structure = config.structure.model_copy(update={"keep": cell.keep})
-    mine = replaced(shop, seed=cell.seed, structure=structure, learning=config.learning, dense=config.dense)
-    dense = train_dense(mine, WORK / dense_key(cell.seed), place)
-    folder = WORK / key_of(cell)
+    place = accelerator(config.precision, "cpu")
+    outcome, record = learned(cell, _of_cell(cell, shop))
     start = time.monotonic()
-    outcome = obtain(mine, dense, cell.method, folder, place)
-    grounding = judge(outcome.shop, outcome.weights, "grounding")
+    tuning = TuneConfig.model_validate(
+        {
+            "kind": cell.kind,
+            "optimisation": Optimisation.model_validate(TUNING[cell.kind]),
+            "precision": config.precision,
+            "seed": cell.seed,
+        }
+    )
+    weights = tune_weights(outcome.shop, outcome.weights, outcome.plan, tuning, WORK / key_of(cell), place)
+    judged = judge(outcome.shop, weights, tuning.kind)
+    right = judged.scores[judged.headline] > 0.5
     result: dict[str, Any] = {
-        "cell": {"method": cell.method, "keep": cell.keep, "seed": cell.seed},
+        "cell": asdict(cell),
         "parameters": shop.table.parameters,
         "planned": outcome.planned,
         "stored": outcome.stored,
-        "grounding": grounding.value,
+        "grounding": record["grounding"],
+        "overall": dict(judged.overall),
+        "right": pack(right),
+        "samples": len(right),
+        "seconds": round(time.monotonic() - start),
+        "learning_seconds": record["seconds"],
         "machine": machine.describe(),
-        "tasks": {},
     }
     if outcome.plan is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        from inarch.structure.plan import save_plan
-
-        save_plan(outcome.plan, folder / "plan.json")
         result["structure"] = structure_of(outcome.plan)
-    for kind in KINDS:
-        tuning = TuneConfig.model_validate({"kind": kind, "optimisation": Optimisation.model_validate(TUNING), "seed": cell.seed})
-        weights = tune_weights(outcome.shop, outcome.weights, outcome.plan, tuning, folder / kind, place)
-        judged = judge(outcome.shop, weights, tuning.kind)
-        right = judged.scores[judged.headline] > 0.5
-        result["tasks"][kind] = {"overall": dict(judged.overall), "right": pack(right), "samples": len(right)}
-    return result | {"seconds": round(time.monotonic() - start)}
+        inside, kept = backbone_parameters(outcome.plan, shop.table)
+        result["backbones"] = kept / inside
+    return result
+
+
+def _of_cell(cell: Cell, shop: Workshop) -> Workshop:
+    """The workshop with the cell's seed and fraction."""
+    from inarch.learning.runs import replaced
+
+    config = base_config(cell.seed)
+    structure = config.structure.model_copy(update={"keep": cell.keep})
+    return replaced(shop, seed=cell.seed, structure=structure, learning=config.learning, dense=config.dense)
+
+
+def learned(cell: Cell, shop: Workshop) -> tuple[Outcome, dict[str, Any]]:
+    """What the cell's method gives on grounding, and a record of it; kept for the other tasks' cells."""
+    from inarch.learning.methods import Outcome, obtain, shop_of
+    from inarch.learning.runs import judge, train_dense
+    from inarch.learning.trainer import accelerator
+    from inarch.learning.weights import keep_weights, read_weights
+    from inarch.structure.plan import load_plan, save_plan
+
+    folder = WORK / method_key(cell)
+    record, weights, plan = folder / "outcome.json", folder / "weights.safetensors", folder / "plan.json"
+    if record.exists():
+        known = json.loads(record.read_text(encoding="utf-8"))
+        found = load_plan(plan) if known["plan"] else None
+        return Outcome(found, read_weights(weights), known["planned"], known["stored"], shop_of(shop, cell.method)), known
+    place = accelerator(shop.config.precision, "cpu")
+    dense = train_dense(shop, WORK / dense_key(cell.seed), place)
+    start = time.monotonic()
+    outcome = obtain(shop, dense, cell.method, folder, place)
+    known = {
+        "plan": outcome.plan is not None,
+        "planned": outcome.planned,
+        "stored": outcome.stored,
+        "grounding": judge(outcome.shop, outcome.weights, "grounding").value,
+        "seconds": round(time.monotonic() - start),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    if outcome.plan is not None:
+        save_plan(outcome.plan, plan)
+    keep_weights(outcome.weights, weights)
+    record.write_text(json.dumps(known) + "\n", encoding="utf-8")
+    return outcome, known
 
 
 def structure_of(plan: Any) -> dict[str, list[float]]:
@@ -75,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=60.0, help="begin no cell after this time")
     parser.add_argument("--table", action="store_true", help="only print what is stored")
     parser.add_argument("--only", default="", help="methods, with commas between")
+    parser.add_argument("--tasks", default="", help="tasks, with commas between")
     parser.add_argument("--seeds", default="", help="seeds, with commas between")
     parser.add_argument("--keeps", default="", help="kept fractions, with commas between")
     parser.add_argument("--threads", type=int, default=2)
@@ -106,18 +163,20 @@ def _fill(args: argparse.Namespace) -> None:
         part = path.with_suffix(".part")
         part.write_text(json.dumps(result) + "\n", encoding="utf-8")
         part.replace(path)
-        tasks = ", ".join(f"{kind} {100 * next(iter(task['overall'].values())):.2f}" for kind, task in result["tasks"].items())
         kept = result["stored"] / result["parameters"]
+        value = 100 * next(iter(result["overall"].values()))
         render.say(
-            f"{cell.method} {cell.keep} seed {cell.seed}: kept {kept:.4f}, grounding {100 * result['grounding']:.2f}, {tasks}, "
-            f"{result['seconds']} s"
+            f"{cell.method} {cell.keep} seed {cell.seed}: kept {kept:.4f}, grounding {100 * result['grounding']:.2f}, "
+            f"{cell.kind} {value:.2f}, {result['seconds'] + result['learning_seconds']} s"
         )
 
 
 def _wanted(cell: Cell, args: argparse.Namespace) -> bool:
-    methods, seeds, keeps = ([one for one in text.split(",") if one] for text in (args.only, args.seeds, args.keeps))
+    wanted = (args.only, args.tasks, args.seeds, args.keeps)
+    methods, kinds, seeds, keeps = ([one for one in text.split(",") if one] for text in wanted)
     return (
         (not methods or cell.method in methods)
+        and (not kinds or cell.kind in kinds)
         and (not seeds or str(cell.seed) in seeds)
         and (not keeps or cell.method == "dense" or str(cell.keep) in keeps)
     )

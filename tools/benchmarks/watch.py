@@ -29,8 +29,12 @@ class Watched:
     output: str
 
 
-def watch(command: Sequence[str]) -> Watched:
+def watch(command: Sequence[str], accept: Sequence[int] = (0,)) -> Watched:
     """Run a command to its end.
+
+    Args:
+        command: program and arguments.
+        accept: exit codes that are no failure.
 
     Raises:
         SystemExit: it failed.
@@ -49,6 +53,6 @@ def watch(command: Sequence[str]) -> Watched:
         seconds = time.perf_counter() - started
         out.seek(0)
         output = out.read().decode()
-    if process.returncode:
+    if process.returncode not in accept:
         raise SystemExit(f"the command failed with exit code {process.returncode}: {' '.join(command)}\n{output}")
     return Watched(seconds, anonymous, resident, output)

@@ -1,0 +1,255 @@
+"""Tasks by name, for any deployed model: what the command line joins to :mod:`inarch.runtime.accuracy`. Nothing here needs torch.
+
+=============================================================== ===========================================================
+scenes/referring, scenes/grounding, scenes/vqa, scenes/detection generated scenes (vqa with an MDETR, detection with a GLIP)
+sprites/referring, sprites/grounding, sprites/vqa                scenes of emoji, from packages that have to be there
+easy-vqa/vqa                                                     the package easy-vqa
+refcoco, gqa, coco                                               files in COCO's format, see :mod:`inarch.tools.tasks_coco`
+=============================================================== ===========================================================
+
+A run of ``inarch learn`` says itself which of the first three it has, and how hard.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import typer
+
+from inarch.structure.errors import InarchError
+from inarch.tools.subject import Subject, Wanted, levels_of
+
+if TYPE_CHECKING:
+    from inarch.learning.tasks.scenes.data import ScenesData
+    from inarch.learning.tasks.scenes.language import Language
+    from inarch.learning.tasks.scenes.texts import Texts
+    from inarch.runtime.accuracy import Model, Task
+    from inarch.runtime.face import Face
+
+__all__ = ["FILES", "NAMES", "WORLDS", "Subject", "Wanted", "check_options", "open_subject"]
+
+Kind = Literal["referring", "grounding", "vqa", "detection"]
+
+WORLDS: Mapping[str, tuple[Kind, ...]] = {
+    "scenes": ("referring", "grounding", "vqa", "detection"),
+    "sprites": ("referring", "grounding", "vqa"),
+    "easy-vqa": ("vqa",),
+}
+FILES = ("refcoco", "gqa", "coco")
+NAMES = (*(f"{world}/{kind}" for world, kinds in WORLDS.items() for kind in kinds), *FILES)
+
+_DRAWN = {"level": "medium", "held_out": 2500, "judged": 4, "seed": 0}
+_SIDES = {("scenes", "mdetr"): 48, ("scenes", "glip"): 64, ("sprites", "mdetr"): 64, ("sprites", "glip"): 64}
+"""What ``inarch learn`` draws where it is not told otherwise."""
+
+_OPTIONS = {
+    "drawn": ("split", "level", "side", "seed"),
+    "easy-vqa": ("split",),
+    "refcoco": ("annotations", "images", "tokenizer", "short", "longest"),
+    "gqa": ("annotations", "images", "tokenizer", "answers", "short", "longest"),
+    "coco": ("annotations", "images", "tokenizer", "short", "longest"),
+    "run": ("split",),
+}
+
+TaskName = Annotated[
+    str | None,
+    typer.Option("--task", metavar="TASK", help=f"One of {', '.join(NAMES)}; with --run the last part.", show_default=False),
+]
+RunFolder = Annotated[
+    Path | None,
+    typer.Option("--run", metavar="FOLDER", help="A folder of inarch learn: its own held-out data.", show_default="none"),
+]
+Split = Annotated[
+    str | None, typer.Option("--split", help="test, unseen (scenes), style or concept (sprites).", show_default="test")
+]
+Level = Annotated[
+    str | None, typer.Option("--level", help="How hard scenes and sprites are: easy, medium or hard.", show_default="medium")
+]
+Side = Annotated[
+    int | None,
+    typer.Option("--side", min=16, help="Pixels a side of scenes and sprites.", show_default="the model's, or 48 or 64"),
+]
+DataSeed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of scenes and sprites.", show_default="0")]
+Annotations = Annotated[
+    Path | None, typer.Option("--annotations", metavar="FILE", help="For refcoco, gqa and coco.", show_default=False)
+]
+Images = Annotated[Path | None, typer.Option("--images", metavar="FOLDER", help="The images of these.", show_default=False)]
+TokenizerFile = Annotated[
+    Path | None, typer.Option("--tokenizer", metavar="FILE", help="The model's tokenizer.json.", show_default=False)
+]
+Answers = Annotated[
+    Path | None,
+    typer.Option("--answers", metavar="FILE", help="For gqa: MDETR's gqa_answer2id_by_type.json.", show_default=False),
+]
+Short = Annotated[
+    int | None, typer.Option("--short", min=1, help="Pixels of an image's short side, for these.", show_default="800")
+]
+Longest = Annotated[int | None, typer.Option("--longest", min=1, help="Most of its long side.", show_default="1333")]
+Batch = Annotated[
+    int | None, typer.Option("--batch", min=1, help="Samples at a time.", show_default="64; 2 for refcoco, gqa and coco")
+]
+Limit = Annotated[int | None, typer.Option("--limit", min=2, help="Only the first so many samples.", show_default="all")]
+
+
+def open_subject(wanted: Wanted, face: Face, probe: Model) -> Subject:
+    """The task that is asked for, as a model of this face is judged by it.
+
+    Args:
+        wanted: the command line's options.
+        face: the model's inputs and outputs.
+        probe: runs the model, with all outputs: a GLIP's says how many feature maps it has.
+
+    Raises:
+        InarchError: there is no such task, or an option that it needs is missing, or it has no use for one that is given.
+        DataError: its data are not there; it says how to get them.
+        RuntimeFailure: the model does not fit.
+    """
+    if wanted.run is not None:
+        subject = _of_run(wanted.run, wanted, face, probe)
+    elif wanted.task in FILES:
+        from inarch.tools.tasks_coco import open_files
+
+        check_options(wanted, wanted.task)
+        subject = open_files(wanted, face)
+    elif wanted.task in NAMES:
+        world, _, kind = wanted.task.partition("/")
+        check_options(wanted, "easy-vqa" if world == "easy-vqa" else "drawn")
+        changes = {name: getattr(wanted, name) for name in ("level", "side", "seed") if getattr(wanted, name) is not None}
+        subject = _generated(world, kind, wanted.split, changes, face, probe)
+    elif wanted.task is None:
+        hint = f"--run FOLDER, or --task with one of {', '.join(NAMES)}"
+        raise InarchError("say what the model is judged by", where="--task", hint=hint)
+    else:
+        raise InarchError(f"there is no task {wanted.task!r}", where="--task", hint=f"there are {', '.join(NAMES)}")
+    subject.check(face)
+    return subject
+
+
+def check_options(wanted: Wanted, kind: str) -> None:
+    """Refuse options that a task has no use for.
+
+    Raises:
+        InarchError: one is given.
+    """
+    for name, value in vars(wanted).items():
+        if value is not None and name not in ("task", "run", *_OPTIONS[kind]):
+            where = "with --run" if kind == "run" else f"with --task {wanted.task}"
+            raise InarchError(f"says nothing {where}", where=f"--{name}", hint=f"there {_are(_OPTIONS[kind])}")
+
+
+def _are(names: Sequence[str]) -> str:
+    return f"{'is' if len(names) == 1 else 'are'} {', '.join(f'--{name}' for name in names)}"
+
+
+def _of_run(folder: Path, wanted: Wanted, face: Face, probe: Model) -> Subject:
+    """A run's own data, read from its configuration alone."""
+    check_options(wanted, "run")
+    path = folder / "config.json"
+    try:
+        document = json.loads(path.read_bytes())
+        data = dict(document["data"])
+        world = str(data.get("task", "scenes"))
+    except OSError as error:
+        hint = "inarch learn --out makes one"
+        raise InarchError(f"there is no run here: {error.strerror}", where=str(path), hint=hint) from error
+    except (ValueError, KeyError, TypeError) as error:
+        hint = "give the folder of inarch learn, not one of inarch tune in it"
+        raise InarchError("is not the configuration of a run", where=str(path), hint=hint) from error
+    if world not in WORLDS:
+        raise InarchError(f"the run's task {world!r} is none that is known here", where=str(path))
+    kinds = WORLDS[world]
+    kind = (wanted.task or kinds[0]).removeprefix(f"{world}/")
+    if kind not in kinds:
+        hint = f"there {'is' if len(kinds) == 1 else 'are'} {', '.join(kinds)}"
+        raise InarchError(f"there is no {kind} on {world}", where="--task", hint=hint)
+    return _generated(world, kind, wanted.split, data, face, probe)
+
+
+def _generated(world: str, kind: str, split: str | None, settings: Mapping[str, Any], face: Face, probe: Model) -> Subject:
+    if world == "easy-vqa":
+        return _easy_vqa(split or "test", settings.get("held_out"))
+    return _drawn(world, kind, split or "test", {**_DRAWN, **settings}, face, probe)
+
+
+def _easy_vqa(split: str, images: int | None) -> Subject:
+    from inarch.learning.tasks.easy_vqa import SPLITS, EasyVqa, EasyVqaTask
+
+    found = next((one for one in SPLITS if one == split), None)
+    if found is None:
+        raise InarchError(f"easy-vqa has no split {split!r}", where="--split", hint=f"there are {', '.join(SPLITS)}")
+    data = EasyVqa.load(found, images=images)
+    samples = {"world": "easy-vqa", "split": split, "images": len(data.images)}
+    return Subject(EasyVqaTask(data), ("answer",), samples, lambda row: data.questions[row], widths={"answer": len(data.classes)})
+
+
+def _drawn(world: str, kind: str, split: str, settings: Mapping[str, Any], face: Face, probe: Model) -> Subject:
+    from inarch.learning.tasks.scenes.data import feeds
+    from inarch.learning.tasks.scenes.detection import DetectionTask, name_shapes
+    from inarch.learning.tasks.scenes.task import ScenesTask
+
+    family = "glip" if "centerness" in face.outputs else "mdetr"
+    other = {"glip": "vqa", "mdetr": "detection"}[family]
+    if kind == other:
+        kinds = ", ".join(one for one in WORLDS[world] if one != other)
+        hint = f"there are {kinds}"
+        raise InarchError(f"there is no {kind} with {'GLIP' if family == 'glip' else 'MDETR'}", where="--task", hint=hint)
+    side = settings.get("side") or face.size("pixel_values", -1) or _SIDES[world, family]
+    known = {name: settings[name] for name in _DRAWN} | {"side": side}
+    data, language = _draw(world, split, known)
+    texts = name_shapes(data.scenes, data.config.level) if kind == "detection" else data.texts(_text_kind(kind))
+    levels = None
+    if family == "glip":
+        said = probe({name: array for name, array in feeds(data, texts, np.arange(1)).items() if name in face.inputs})
+        levels = levels_of(said["centerness"].shape[1], side, side)
+    label = world if split == "test" else f"{world}-{split}"
+    task: Task
+    if kind == "detection" and levels is not None:
+        task = DetectionTask(data, texts, levels, label)
+    else:
+        task = ScenesTask(_text_kind(kind), data, texts, label, levels)
+    outputs = ("answer",) if kind == "vqa" else ("logits", "boxes") if levels is None else ("logits", "boxes", "centerness")
+    widths = {"answer": len(language.answers)} if kind == "vqa" else {}
+    # The last slot of an MDETR's is for what no token names.
+    room = {"logits": texts.ids.shape[2] + 1} if kind == "grounding" and levels is None else {}
+    samples = {"world": world, "kind": kind, "split": split, **known}
+    return Subject(task, outputs, samples, lambda row: _said(language, texts, row), widths=widths, room=room)
+
+
+def _text_kind(kind: str) -> Literal["grounding", "referring", "vqa"]:
+    return "grounding" if kind == "grounding" else "vqa" if kind == "vqa" else "referring"
+
+
+def _said(language: Language, texts: Texts, row: int) -> str:
+    return language.decode(texts.ids.reshape(-1, texts.ids.shape[-1])[row].tolist())
+
+
+def _draw(world: str, split: str, settings: Mapping[str, Any]) -> tuple[ScenesData, Language]:
+    """One split of scenes or sprites, and the language that they are spoken of in."""
+    from inarch.learning.tasks.scenes.data import ScenesConfig, ScenesData
+    from inarch.learning.tasks.scenes.words import SCENES
+    from inarch.learning.tasks.scenes.world import LEVELS, SPLITS
+    from inarch.learning.tasks.sprites.data import SPLITS as STYLED
+    from inarch.learning.tasks.sprites.data import SpritesData
+    from inarch.learning.tasks.sprites.package import PINS
+    from inarch.learning.tasks.sprites.words import SPRITES
+    from inarch.learning.tasks.sprites.world import LEVELS as SPRITE_LEVELS
+
+    levels = LEVELS if world == "scenes" else SPRITE_LEVELS
+    parts = {str(one): (one, None) for one in SPLITS} if world == "scenes" else {str(one): of for one, of in STYLED.items()}
+    _known(settings["level"], levels, "level", "--level")
+    _known(split, parts, "split", "--split")
+    scenes_of, style = parts[split]
+    level, side, seed = levels[settings["level"]], int(settings["side"]), int(settings["seed"])
+    config = ScenesConfig(level, scenes_of, int(settings["held_out"]), int(settings["judged"]), side, seed)
+    if style is None:
+        return ScenesData.make(config), SCENES
+    return SpritesData.compose(config, style, pins=PINS), SPRITES
+
+
+def _known(name: str, there: Mapping[str, Any], what: str, option: str) -> None:
+    if name not in there:
+        raise InarchError(f"there is no {what} {name!r}", where=option, hint=f"there are {', '.join(there)}")
