@@ -261,7 +261,7 @@ def verify(
     *,
     inputs: Inputs | None = None,
     seed: int = 0,
-    provider: str = "CPUExecutionProvider",
+    provider: str = "cpu",
     threads: int = 0,
     progress: Progress | None = None,
 ) -> Verification:
@@ -273,7 +273,7 @@ def verify(
         compiled: the result.
         inputs: an ``.npz`` file or cases of your own; made to fit the graph by default.
         seed: of the inputs that are made.
-        provider: ONNX Runtime's execution provider.
+        provider: where ONNX Runtime runs: ``cpu``, ``cuda``, ``webgpu``, ``openvino``, or any other provider that it has.
         threads: intra-op threads; 0 leaves it to ONNX Runtime.
         progress: called with a step's name, what is done and what there is.
 
@@ -281,8 +281,9 @@ def verify(
         ``.ok`` is the verdict; equivalence, sharing and damage stand beside it.
 
     Raises:
-        InarchError: a bad model or plan, or ONNX Runtime is missing or refuses the original.
+        InarchError: a bad model or plan, or ONNX Runtime is missing, has no such provider or refuses the original.
     """
+    from inarch.runtime.providers import resolve_provider
     from inarch.runtime.verify import verify
 
     return verify(
@@ -291,7 +292,7 @@ def verify(
         _runnable(compiled),
         inputs=inputs,
         seed=seed,
-        providers=(provider,),
+        providers=(resolve_provider(provider),),
         threads=threads,
         progress=progress,
     )

@@ -68,7 +68,9 @@ def modules_of_the_checkout() -> set[str]:
 
 
 def data_of_the_checkout() -> set[str]:
-    return {f"inarch/structure/{path.name}" for path in (ROOT / "structure").glob("*.json")} | {"inarch/py.typed"}
+    tables = {f"inarch/structure/{path.name}" for path in (ROOT / "structure").glob("*.json")}
+    templates = {f"inarch/tools/templates/{path.name}" for path in (ROOT / "tools" / "templates").iterdir()}
+    return tables | templates | {"inarch/py.typed"}
 
 
 def test_the_wheel_holds_every_module_once_and_the_data(wheel: Path) -> None:
