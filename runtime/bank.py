@@ -7,9 +7,9 @@ refer to one data file, and the data file may hold the weights as ONNX Runtime p
     compiled.onnx  -- cut at "features" -->  text.onnx   ids -> features             weights.data
                                              rest.onnx   image, features -> boxes    each weight once, packed once
 
-ORT maps that file, so every session reads the same pages, in this process and in others. It packs each weight again at load,
-compares, and refuses a file that was packed by another version or on another kind of machine. A bank that is not packed runs
-anywhere, and shares what sessions do not pack.
+ORT maps that file, so every session reads the same pages, in this process and in others. At load it packs each weight again and
+takes the file's form where the two are the same; on another kind of processor, or with a version that packs otherwise, it keeps
+its own, and computes the same with more memory. A file whose packed form was damaged is refused.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class CutPoint:
         name: its name.
         dtype: its type, as ONNX names it.
         shape: its sizes; a symbol's name, or ``?``, where one is not fixed.
-        depth: nodes on the longest way to it from the inputs.
+        depth: nodes on the longest way to it over floating-point values.
     """
 
     name: str
@@ -99,25 +99,36 @@ def cut_points(model: str | os.PathLike[str], inputs: Sequence[str]) -> tuple[Cu
     depth: dict[ir.Value, int] = {}
     border: dict[ir.Value, None] = {}
     for node in graph:
-        read = [value for value in (*node.inputs, *_captured(node)) if value is not None]
+        read = _read(node)
         wanted = frozenset[ir.Value]().union(*(needs.get(value, frozenset()) for value in read))
-        deeper = 1 + max((depth.get(value, 0) for value in read), default=0)
+        deeper = 1 + max((depth.get(value, 0) for value in read if value.dtype is None or _is_float(value)), default=0)
         for value in node.outputs:
             needs[value], depth[value] = wanted, deeper
         if not wanted <= own:
             border.update((value, None) for value in read if needs.get(value) and needs[value] <= own and value in depth)
-    found = [
-        CutPoint(value.name or "", value.dtype.name, tuple("?" if str(n) == "None" else str(n) for n in value.shape or ()), depth[value])
-        for value in border
-        if value.dtype is not None and value.dtype.is_floating_point()
-    ]
+    found = []
+    for value in border:
+        if value.dtype is not None and _is_float(value):
+            sizes = (size if isinstance(size, int) else size.value for size in value.shape or ())
+            shape = tuple("?" if size is None else str(size) for size in sizes)
+            found.append(CutPoint(value.name or "", value.dtype.name, shape, depth[value]))
     return tuple(sorted(found, key=lambda point: -point.depth))
 
 
-def _captured(node: ir.Node) -> Sequence[ir.Value]:
-    """What a node's subgraphs read from outside of them."""
-    inner = [inside for inside in ir.traversal.RecursiveGraphIterator(node.graph) if inside is not node] if False else []
-    return [value for inside in inner for value in inside.inputs if value is not None]
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is not None and value.dtype.is_floating_point()
+
+
+def _read(node: ir.Node) -> list[ir.Value]:
+    """Values that a node reads, and those that its subgraphs read, their own among them."""
+    bodies: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            bodies.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            bodies += attribute.as_graphs()
+    inner = [value for body in bodies for inside in body.all_nodes() for value in inside.inputs]
+    return [value for value in (*node.inputs, *inner) if value is not None]
 
 
 def write_bank(
@@ -162,7 +173,9 @@ def write_bank(
                 proto = _part(stored, name, outputs, whole.metadata_props)
                 readers.update(tensor.name for tensor in proto.graph.initializer)
                 (draft / f"{name}.onnx").write_bytes(proto.SerializeToString(deterministic=True))
-            data = (draft / DATA).exists()
+            data = (draft / DATA).exists() and (draft / DATA).stat().st_size > 0
+            if not data:
+                (draft / DATA).unlink(missing_ok=True)
             os.replace(draft, target)
     except OSError as error:
         raise RuntimeFailure(f"cannot be written: {error.strerror or error}", where=str(target)) from error

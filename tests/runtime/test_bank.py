@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 
 from inarch.compiler.writer import write_model
-from inarch.runtime.bank import DATA, PACKED, Bank, write_bank
+from inarch.runtime.bank import DATA, PACKED, Bank, CutPoint, cut_points, write_bank
 from inarch.runtime.session import Session
 from inarch.runtime.sharing import METADATA_KEY, check_sharing
 from inarch.structure.errors import RuntimeFailure
@@ -37,7 +37,7 @@ def two_towers() -> ir.Model:
     inputs = [ir.Value(name=n, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["n", WIDTH])) for n in ("text", "image")]
     features = ffn(ffn(inputs[0], "both"), "text")
     image = ffn(ffn(inputs[1], "both"), "image")
-    score = make.op("Mul", make.op("Tanh", features), image)
+    score = make.op("Mul", features, image)
     for value, name in ((features, "features"), (score, "score")):
         value.name, value.type, value.shape = name, ir.TensorType(ir.DataType.FLOAT), ir.Shape(["n", WIDTH])
     graph = ir.Graph(
@@ -141,6 +141,22 @@ def test_a_packed_file_that_was_damaged_is_refused(source: Path, tmp_path: Path)
         Session(bank.parts["text"])
 
 
+def test_a_form_that_another_machine_packed_is_left_alone(source: Path, tmp_path: Path) -> None:
+    bank = write_bank(source, PARTS, tmp_path / "bank", at=["features"])
+    given = {"text": feeds()["text"]}
+    with Session(bank.parts["text"]) as text:
+        right = text.run(given)["features"]
+    model = onnx.load(bank.parts["text"], load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key.startswith(PACKED):  # "MatMul+<hash of the packed bytes>|offset;length;..."
+                kind, rest = entry.value.split("+", 1)
+                entry.value = f"{kind}+1{rest}"
+    bank.parts["text"].write_bytes(model.SerializeToString())
+    with Session(bank.parts["text"]) as text:
+        np.testing.assert_array_equal(text.run(given)["features"], right)
+
+
 @pytest.mark.parametrize(
     ("parts", "at", "message"),
     [
@@ -186,3 +202,26 @@ def test_an_empty_folder_is_used_and_nothing_else_is_left(source: Path, tmp_path
 def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(RuntimeFailure, match="no such model file"):
         write_bank(tmp_path / "none.onnx", PARTS, tmp_path / "bank")
+
+
+def test_what_the_text_alone_decides_can_be_cut_at(source: Path) -> None:
+    assert cut_points(source, ["text"]) == (CutPoint("features", "FLOAT", ("n", str(WIDTH)), 8),)
+    assert not cut_points(source, ["text", "image"])
+    with pytest.raises(RuntimeFailure, match="no input 'nothing'; it has text, image"):
+        cut_points(source, ["nothing"])
+
+
+def test_what_a_subgraph_reads_counts_as_read(tmp_path: Path) -> None:
+    path = tmp_path / "if.onnx"
+    text = """<ir_version: 10, opset_import: ["": 20]>
+    g (float[n] text, bool image) => (float[n] y) {
+      deep = Relu(text)
+      y = If(image) <then_branch = a () => (float[n] s) { s = Neg(deep) }, else_branch = b () => (float[n] t) { t = Abs(deep) }>
+    }"""
+    onnx.save(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text)), path)
+    assert cut_points(path, ["text"]) == (CutPoint("deep", "FLOAT", ("n",), 1),)
+    bank = write_bank(path, {"text": ["deep"], "rest": ["y"]}, tmp_path / "bank", at=["deep"], packed=False)
+    assert bank.data is None
+    with Session(bank.parts["rest"]) as rest:
+        given = {"image": np.array(True), "deep": np.array([1.0, 2.0], np.float32)}
+        np.testing.assert_array_equal(rest.run(given)["y"], [-1.0, -2.0])

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from inarch.runtime.bank import Bank, write_bank
+from inarch.runtime.bank import Bank, cut_points, write_bank
 from inarch.runtime.memory import Footprint
 from inarch.runtime.session import load
 from inarch.tools.benchmarks.runtimes_consumers import HERE
@@ -68,30 +68,19 @@ class Split:
 
 
 def find_split(path: Path) -> Split:
-    """The text part and the rest: cut at the last value that the text alone decides and that the rest reads.
+    """The text part and the rest: cut at the deepest value that the text alone decides and that the rest reads.
 
-    Text inputs are those of integers, or the first input where none are.
+    Text inputs are those of integers, or the first input where none are. Towers that do not meet are told by their outputs'
+    names.
     """
     graph = load(path).graph
-    texts = {value for value in graph.inputs if value.dtype is not None and value.dtype.is_integer()} or {graph.inputs[0]}
-    inputs: dict[ir.Value, frozenset[ir.Value]] = {value: frozenset([value]) for value in graph.inputs}
-    above: dict[ir.Value, int] = {}  # nodes above, counted along every path, so that the deepest value has the most
-    border: list[ir.Value] = []
-    for node in graph:
-        read = [value for value in node.inputs if value is not None]
-        needs = frozenset[ir.Value]().union(*(inputs.get(value, frozenset()) for value in read))
-        depth = 1 + max((above.get(value, 0) for value in read), default=0)
-        for value in node.outputs:
-            inputs[value], above[value] = needs, depth
-        if not needs <= texts:
-            border += [value for value in read if inputs.get(value) and inputs[value] <= texts and value in above]
+    texts = [value.name or "" for value in graph.inputs if value.dtype is not None and value.dtype.is_integer()]
+    points = cut_points(path, texts or [graph.inputs[0].name or ""])
     outputs = [value.name or "" for value in graph.outputs]
-    alone = [value.name or "" for value in graph.outputs if inputs.get(value, frozenset()) <= texts]
-    wide = [value for value in border if value.dtype is not None and value.dtype.is_floating_point()]
-    if alone or not wide:
-        return Split({"text": alone, "rest": [name for name in outputs if name not in alone]}, ())
-    deepest = max(wide, key=lambda value: above[value]).name or ""
-    return Split({"text": [deepest], "rest": outputs}, (deepest,))
+    if points:
+        return Split({"text": [points[0].name], "rest": outputs}, (points[0].name,))
+    alone = [name for name in outputs if name.startswith("text")]
+    return Split({"text": alone, "rest": [name for name in outputs if name not in alone]}, ())
 
 
 @dataclass(frozen=True)
