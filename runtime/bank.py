@@ -49,7 +49,7 @@ class Bank:
     Attributes:
         parts: part -> its .onnx file.
         data: the data file that all of them refer to; None where the weights are so small that the parts hold them.
-        shared: weights that more than one part reads.
+        shared: weights in the data file that more than one part reads.
         shared_bytes: their bytes.
     """
 
@@ -171,7 +171,7 @@ def write_bank(
             readers: Counter[str] = Counter()
             for name, outputs in parts.items():
                 proto = _part(stored, name, outputs, whole.metadata_props)
-                readers.update(tensor.name for tensor in proto.graph.initializer)
+                readers.update(tensor.name for tensor in proto.graph.initializer if tensor.external_data)
                 (draft / f"{name}.onnx").write_bytes(proto.SerializeToString(deterministic=True))
             data = (draft / DATA).exists() and (draft / DATA).stat().st_size > 0
             if not data:

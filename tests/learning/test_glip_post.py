@@ -9,7 +9,7 @@ import torch
 from inarch.learning.models import build
 from inarch.learning.models.glip_post import anchors, cell_anchor, decode, detect, level_sizes, suppress
 
-from tests.learning.test_glip import SMALL
+from tests.learning.tiny import SWIN
 
 
 def test_anchors_are_the_released_ones() -> None:
@@ -21,11 +21,11 @@ def test_anchors_are_the_released_ones() -> None:
 
 
 def test_levels_have_the_sizes_of_the_models_maps() -> None:
-    model = build(SMALL)
+    model = build(SWIN)
     inputs = model.example(1, 96, 160, 6)
     with torch.no_grad():
         cells = model(**inputs)["boxes"].shape[1]
-    assert cells == sum(rows * columns for rows, columns in level_sizes(96, 160, SMALL.levels))
+    assert cells == sum(rows * columns for rows, columns in level_sizes(96, 160, SWIN.levels))
 
 
 def test_nothing_to_regress_leaves_the_anchor() -> None:

@@ -132,7 +132,13 @@ def _python(consumer: Consumer, subject: Subject, form: str, envs: Path) -> Held
     options = dict(consumer.options)
     if consumer.vulkan:
         options["profile"] = str((subject.folder / "profile").resolve())
-    job = {"runtime": consumer.runtime, "models": [str(model)], "inputs": str(work.resolve()), "options": options}
+    job = {
+        "runtime": consumer.runtime,
+        "models": [str(model)],
+        "inputs": str(work.resolve()),
+        "outputs": list(subject.outputs[form]),
+        "options": options,
+    }
     return run_job([str(python), "-P", str(HERE / "runtimes_probe.py")], job, environ=environ)
 
 

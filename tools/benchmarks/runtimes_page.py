@@ -78,7 +78,9 @@ def _consumer(consumer: Consumer, found: Results) -> str:
     dense, compiled = (found.cells[consumer.key][form] for form in ("dense", "compiled"))
     same = is_same(compiled.difference, found.subject.noise)
     answer = "yes" if same else "no, nor dense" if not is_same(dense.difference, found.subject.noise) else "no"
-    cells = [consumer.title, str(compiled.said.get("version", "")), answer, _small(compiled.difference)]
+    version = str(compiled.said.get("version", ""))
+    version = f"onnxruntime-web {version}" if consumer.runtime == "web" else version
+    cells = [consumer.title, version, answer, _small(compiled.difference)]
     cells += [_mb(dense.anonymous), _mb(compiled.anonymous), f"{100 * fall(dense, compiled, found.subject.saved):.0f} %"]
     return "| " + " | ".join(cells) + " |"
 

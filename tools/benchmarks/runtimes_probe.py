@@ -3,7 +3,8 @@
 It is started as a script by the Python of an environment that has that runtime and numpy, and imports nothing of inarch. A job is
 a JSON file::
 
-    {"runtime": "openvino", "models": ["model.onnx"], "inputs": "inputs.npz", "out": "outputs.npz", "options": {...}}
+    {"runtime": "openvino", "models": ["model.onnx"], "inputs": "inputs.npz", "outputs": [names], "out": "outputs.npz",
+     "options": {...}}
 
 Of several models, each is run in turn, and what one computes is given to the next. At each stage it prints one line of JSON and
 waits for a line on stdin, so that what the process holds can be looked at from outside.
@@ -103,7 +104,6 @@ def load_tract(job: Job, feeds: Arrays) -> tuple[Run, Facts]:
     tract = import_module("tract")
     model = tract.onnx().load(job["models"][0])
     inputs = [model.input_name(i) for i in range(model.input_count())]
-    outputs = [model.output_name(i) for i in range(model.output_count())]
     kinds = {"float32": "f32", "int64": "i64", "bool": "bool"}
     for i, name in enumerate(inputs):
         sizes = ",".join(map(str, feeds[name].shape))
@@ -112,7 +112,7 @@ def load_tract(job: Job, feeds: Arrays) -> tuple[Run, Facts]:
 
     def run(feeds: Arrays) -> Arrays:
         results = runnable.run([np.ascontiguousarray(feeds[name]) for name in inputs])
-        return {name: np.array(value.to_numpy()) for name, value in zip(outputs, results, strict=True)}
+        return {name: np.array(value.to_numpy()) for name, value in zip(job["outputs"], results, strict=True)}
 
     return run, lambda: {"version": f"tract {import_module('importlib.metadata').version('tract')}"}
 

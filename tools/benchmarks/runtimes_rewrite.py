@@ -108,6 +108,18 @@ def ort_format(source: Path, out: Path) -> str:
     return _ort_session(source, out, save_model_format="ORT")
 
 
+def fixed_sizes(source: Path, out: Path) -> str:
+    """ONNX Runtime's make_dynamic_shape_fixed, once a symbol; ``sizes.json`` beside ``out`` says which."""
+    tool = import_module("onnxruntime.tools.make_dynamic_shape_fixed")
+    arguments = sys.argv
+    for symbol, size in json.loads((out.parent / "sizes.json").read_text(encoding="utf-8")).items():
+        sys.argv = [tool.__name__, "--dim_param", symbol, "--dim_value", str(size), str(source), str(out)]
+        tool.make_dynamic_shape_fixed_helper()
+        source = out
+    sys.argv = arguments
+    return "onnxruntime"
+
+
 def transformers_fusion(source: Path, out: Path) -> str:
     """onnxruntime.transformers: fused attention, layer normalisation and GELU; head counts are found."""
     optimizer = import_module("onnxruntime.transformers.optimizer")
@@ -119,9 +131,11 @@ def transformers_fusion(source: Path, out: Path) -> str:
 
 
 def float16(source: Path, out: Path) -> str:
-    """onnxruntime.transformers.float16: every weight in fp16, inputs and outputs as they were."""
+    """onnxruntime.transformers.float16: every weight in fp16, inputs and outputs as they were, resizing in fp32."""
     converter = import_module("onnxruntime.transformers.float16")
-    _save(converter.convert_float_to_float16(import_module("onnx").load(str(source)), keep_io_types=True), out)
+    blocked = [*converter.DEFAULT_OP_BLOCK_LIST, "Resize"]
+    model = import_module("onnx").load(str(source))
+    _save(converter.convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked), out)
     return "onnxruntime"
 
 
@@ -179,6 +193,7 @@ TOOLS: Mapping[str, Callable[[Path, Path], str]] = {
     "ort-save": ort_save,
     "ort-packed": ort_packed,
     "ort-format": ort_format,
+    "fixed-sizes": fixed_sizes,
     "transformers-fusion": transformers_fusion,
     "float16": float16,
     "quantize-dynamic": quantize_dynamic,

@@ -54,6 +54,7 @@ TOOLS = (
     Tool("ort-save", "ONNX Runtime's optimised save, .onnx"),
     Tool("ort-packed", "the same, with packed weights"),
     Tool("ort-format", "ONNX Runtime's .ort format"),
+    Tool("fixed-sizes", "ONNX Runtime's `make_dynamic_shape_fixed`"),
     Tool("transformers-fusion", "onnxruntime.transformers, `MultiHeadAttention`"),
     Tool("float16", "onnxruntime.transformers.float16", exact=False),
     Tool("quantize-dynamic", "`quantize_dynamic`, int8", exact=False),
@@ -116,6 +117,7 @@ def rewrite(tool: Tool, subject: Subject, form: str, envs: Path) -> Rewritten:
     folder = subject.folder / f"{tool.key}-{form}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
+    (folder / "sizes.json").write_text(json.dumps(subject.sizes), encoding="utf-8")
     try:
         out = folder / ("model.ort" if tool.key == "ort-format" else "model.onnx")
         version = _start(python, tool.key, subject.file(form), out)
@@ -123,7 +125,7 @@ def rewrite(tool: Tool, subject: Subject, form: str, envs: Path) -> Rewritten:
         sharing = sharing_of(out) if out.suffix == ".onnx" and out.exists() else None
         held = _run(tool, subject, result, python if tool.reads != "onnxruntime" else python_env(envs, "", ()))
         difference = apart(held.outputs, subject.outputs[form])
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != "sizes.json")
         return Rewritten(size, sharing, held.added("ran").anonymous, held.added("loaded").anonymous, difference, version)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
