@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from inarch.runtime.memory import Footprint
@@ -58,7 +57,7 @@ def test_what_cannot_be_had_says_why(subject: Subject, tmp_path: Path) -> None:
     missing = Consumer("x", "X", "", missing="there is none")
     with pytest.raises(Unavailable, match="there is none"):
         measure_consumer(missing, subject, "dense", tmp_path)
-    with pytest.raises(Unavailable, match="ModuleNotFoundError.*tract"):
+    with pytest.raises(Unavailable, match="No module named 'tract'"):
         measure_consumer(Consumer("tract", "tract", "tract"), subject, "dense", tmp_path)
 
 
@@ -145,8 +144,8 @@ def test_a_way_to_have_both_parts(key: str, subject: Subject, tmp_path: Path) ->
 
 
 def test_data_files_are_named(subject: Subject) -> None:
-    assert data_files(subject.compiled) == [next(subject.folder.glob("small.compiled.*.data")).name]
-    assert onnx.load(subject.compiled, load_external_data=False).graph.initializer
+    (name,) = data_files(subject.compiled)
+    assert (subject.folder / name).stat().st_size >= sharing_of(subject.compiled).stored * 0.95
 
 
 def test_what_was_measured_is_kept_and_so_is_why_it_was_not(subject: Subject, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import tempfile
 import threading
@@ -149,8 +150,8 @@ def _reason(errors: str, status: int) -> str:
     if status < 0:
         return f"it was ended by signal {-status}: too slow, or out of memory"
     lines = [line.strip() for line in errors.splitlines() if line.strip() and not line.startswith("    at ")]
-    wanted = [line for line in lines if "Error" in line or "rror:" in line] or lines[-1:]
-    return (wanted[0] if wanted else f"exit status {status}")[:300]
+    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Fail)\w*: ", line)]
+    return ([*lines, *raised] or [f"exit status {status}"])[-1][:300]
 
 
 def _read_npz(path: Path) -> dict[str, Array]:

@@ -29,7 +29,7 @@ class Tool:
     Attributes:
         key: its name in ``runtimes_rewrite.py``.
         title: what the page calls it.
-        packages: what its environment needs; the first one names it.
+        packages: what its environment needs, the first one names it; none: this environment.
         reads: what runs its result.
         exact: whether it keeps the precision, so that outputs have to be the same.
         missing: why it is not tried.
@@ -113,7 +113,7 @@ def rewrite(tool: Tool, subject: Subject, form: str, envs: Path) -> Rewritten:
     """
     if tool.missing:
         raise Unavailable(tool.missing)
-    python = python_env(envs, "tools" if tool.packages == COMMON else tool.packages[0], tool.packages)
+    python = python_env(envs, "tools" if tool.packages == COMMON else "".join(tool.packages[:1]), tool.packages)
     folder = subject.folder / f"{tool.key}-{form}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
