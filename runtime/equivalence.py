@@ -9,9 +9,9 @@ reference is finite. How far two right answers may lie apart is measured, not gu
 
 All of it is measured on the provider that is asked for, with its products in the precision of their type (no TF32): a GPU's noise
 is not the CPU's. ``scale`` is the largest finite magnitude of the reference's output, ``depth`` the number of products on the
-longest path, ``eps`` and ``cap`` belong to the precision that the weights are stored in (cap: 1e-5 in fp32). Where the reference
-alone is noisier than the cap, twice its noise is allowed, and the report says so. Integers have to be equal wherever the reference
-agrees with itself.
+longest path, ``eps`` and ``cap`` belong to the precision that the weights are stored in (cap: 1e-5 in fp32). Where the
+reference alone is noisier than the cap, twice its noise is allowed, and the report says so. Integers have to be equal wherever
+the reference agrees with itself.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ SHAPES = (Shape("ffn", 8, 256, 1, 3), Shape("msa", 8, 64, 4, 3))
 
 
 def narrow(text: str) -> bool:
-    return all(len(line) <= 80 for line in text.splitlines())
+    """Whether nothing is wider than a terminal but a path, which cannot be broken."""
+    return all(len(line) <= 80 or line.startswith("/") for line in text.splitlines())
 
 
 @pytest.fixture
