@@ -67,7 +67,7 @@ def sweep_cases(model: ir.Model, session: Session, base: Case, sweep: Sweep, *, 
     for wanted in combinations:
         for role in wanted:
             if role not in roles.values():
-                raise RuntimeFailure(f"no input of the model has a {_WORDS[role]} that may change, so there is nothing to sweep")
+                raise RuntimeFailure(f"no input of the model has an axis for {_WORDS[role]} that may change")
         label = ", ".join(f"{_WORDS[role]} {size}" for role, size in wanted.items())
         if set(wanted) == {"batch"}:
             case = _rows(specs, roles, base, wanted["batch"], label)

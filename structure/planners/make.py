@@ -45,7 +45,7 @@ class UnreachableError(InarchError):
         super().__init__(
             f"the {method} planner cannot keep only {keep:.4g} of the model's parameters, {reachable:.4f} is the smallest",
             where="--keep",
-            hint=f"ask for at least {reachable:.4f}, or let more of each layer go (minimum)",
+            hint=f"ask for at least {reachable:.4f}, or let more of each layer go (a smaller minimum, --minimum)",
         )
 
 
