@@ -142,7 +142,7 @@ def measure(
         provider: in short or by ORT's name.
         sweep: sizes to time at; by default those of the first case.
         parts: the plan of ``compiled``, to compile and measure its parts too.
-        cost: the cost table that ``compiled`` was compiled with, for its parts; the shipped one where None.
+        cost: the cost table that ``compiled`` was compiled with, for its parts; where None, the shipped one that it names.
         report: told about every step.
 
     Raises:
@@ -262,13 +262,14 @@ def _parts(
     """
     from inarch.api import compile, open_cost, open_plan, verify
     from inarch.runtime.session import load
-    from inarch.structure.cost import cost_hash
+    from inarch.structure.cost import SHIPPED, cost_hash, shipped_name
     from inarch.structure.parts import pruning_of, sharing_of
     from inarch.structure.plan import plan_hash
 
-    plan, table = open_plan(plan_file), open_cost(cost)
-    about = load(compiled).metadata_props
+    plan, about = open_plan(plan_file), load(compiled).metadata_props
     digest, _, prefer = about.get("inarch.cost", "").partition(":")
+    shipped = shipped_name(digest)
+    table = open_cost(SHIPPED[shipped] if cost is None and shipped is not None else cost)
     if about.get("inarch.plan") != plan_hash(plan):
         raise InarchError("was not compiled with this plan", where=str(compiled), hint=f"--parts {plan_file} has to be its plan")
     if digest != cost_hash(table):

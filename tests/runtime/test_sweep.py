@@ -11,7 +11,7 @@ from inarch.runtime.session import Session
 from inarch.runtime.sweep import Sweep, sweep_cases
 from inarch.structure.errors import RuntimeFailure
 
-from tests.runtime.handmade import LENGTH, VOCABULARY, encoder
+from tests.runtime.handmade import VOCABULARY, Builder, encoder
 
 OWN = Case("own", {"input_ids": np.array([[1, 2, 3], [4, 5, 6]]), "attention_mask": np.array([[1, 1, 1], [1, 1, 0]])})
 
@@ -20,6 +20,16 @@ def swept(sweep: Sweep, model: ir.Model | None = None, base: Case = OWN) -> tupl
     model = model or encoder().model
     with Session(model) as session:
         return sweep_cases(model, session, base, sweep)
+
+
+def six_tokens() -> ir.Model:
+    """A model whose position table holds six."""
+    make = Builder(np.random.default_rng(0))
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["batch", "sequence", 4]))
+    y = make.op("Add", x, make.weight("positions", 1, 6, 4))
+    y.type, y.shape = x.type, x.shape
+    graph = ir.Graph([x], [y], nodes=make.nodes, initializers=list(make.params.values()), opset_imports={"": 20}, name="g")
+    return ir.Model(graph, ir_version=10)
 
 
 def test_no_sweep_is_the_case_itself() -> None:
@@ -48,8 +58,8 @@ def test_other_lengths_are_made_for_what_each_input_is() -> None:
 def test_what_the_model_does_not_have_or_run_is_refused() -> None:
     with pytest.raises(RuntimeFailure, match="no input of the model has an axis for image size that may change"):
         swept(Sweep(images=(64,)))
-    with pytest.raises(RuntimeFailure, match=f"the model does not run at length {LENGTH + 1}: "):
-        swept(Sweep(lengths=(LENGTH + 1,)))
+    with pytest.raises(RuntimeFailure, match=r"the model does not run at length 9: .*x \[2, 9, 4\]"):
+        swept(Sweep(lengths=(6, 9)), six_tokens(), Case("own", {"x": np.ones((2, 6, 4), np.float32)}))
     fixed = encoder().model
     for value in fixed.graph.inputs:
         value.shape = ir.Shape([1, "sequence"])
