@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from inarch.tools.benchmarks.runtimes_consumers import HERE
+from inarch.tools.benchmarks.runtimes_consumers import HERE, OPENVINO_TIMES
 from inarch.tools.benchmarks.runtimes_envs import Unavailable, python_env
 from inarch.tools.benchmarks.runtimes_process import Held, run_job
 from inarch.tools.benchmarks.runtimes_subjects import Sharing, Subject, apart, sharing_of
@@ -57,7 +57,7 @@ TOOLS = (
     Tool("ort-packed", "the same, with packed weights"),
     Tool("ort-format", "ONNX Runtime's .ort format"),
     Tool("fixed-sizes", "ONNX Runtime's `make_dynamic_shape_fixed`"),
-    Tool("transformers-fusion", "onnxruntime.transformers, `MultiHeadAttention`"),
+    Tool("transformers-fusion", "onnxruntime.transformers, fusion"),
     Tool("float16", "onnxruntime.transformers.float16", exact=False),
     Tool("quantize-dynamic", "`quantize_dynamic`, int8", exact=False),
     Tool("nncf", "NNCF `compress_weights`, int8", ("nncf", "onnx", "onnxruntime"), exact=False),
@@ -125,7 +125,9 @@ def rewrite(tool: Tool, subject: Subject, form: str, envs: Path) -> Rewritten:
         version = _start(python, tool.key, subject.file(form), out)
         result = out.with_suffix(".xml") if tool.reads == "openvino" else out
         sharing = sharing_of(out) if out.suffix == ".onnx" and out.exists() else None
-        held = _run(tool, subject, result, python if tool.reads != "onnxruntime" else python_env(envs, "", ()))
+        runner, times = (python, OPENVINO_TIMES) if tool.reads == "openvino" else (python_env(envs, "", ()), 1)
+        runs = [_run(tool, subject, result, runner) for _ in range(times)]
+        held = min(runs, key=lambda run: run.added("ran").anonymous)
         difference = apart(held.outputs, subject.outputs[form])
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != "sizes.json")
         return Rewritten(size, sharing, held.added("ran").anonymous, held.added("loaded").anonymous, difference, version)
