@@ -177,7 +177,7 @@ def test_the_page_holds_every_row_and_every_reason(subject: Subject) -> None:
         found.cells[consumer.key] = {"dense": cell, "compiled": cell}
     found.problems[CONSUMERS[2].key] = "there is none"
     rewritten = Rewritten(5_000_000, Sharing(1, 1000, 1), 7_000_000, 1, 0.5, "tool 1")
-    found.tools = [Row(TOOLS[0], {"dense": rewritten, "compiled": rewritten}), Row(TOOLS[1], problem="it broke")]
+    found.tools = [Row(TOOLS[0], {"dense": rewritten, "compiled": rewritten}), Row(TOOLS[1], problems={"dense": "it broke"})]
     found.ways[WAYS[0].key] = Banked(Footprint(1, 2, 3), Footprint(4_000_000, 5_000_000, 6_000_000), 7_000_000, 0.0)
     found.shared = (3, 9_000_000)
     text = as_text([found], {"cpu": "a processor"})
@@ -186,7 +186,7 @@ def test_the_page_holds_every_row_and_every_reason(subject: Subject) -> None:
         "not measured",
         "there is none",
         "it broke",
-        "outputs of the compiled model change, so do those of the dense",
+        "it moves the compiled model's outputs by 5.0e-01; the dense model's by 5.0e-01",
         "Both parts read 3 weights of 9 MB",
         "| 4 | 5 | 6 | 7 | 0 |",
     ):

@@ -89,10 +89,13 @@ def _cell(consumer: Consumer, subject: Subject, form: str, memo: Memo, envs: Pat
 def run_tools(found: Results, memo: Memo, envs: Path) -> None:
     """Every tool, dense and compiled."""
     for tool in TOOLS:
-        try:
-            found.tools.append(Row(tool, {form: _rewritten(tool, found.subject, form, memo, envs) for form in FORMS}))
-        except Unavailable as error:
-            found.tools.append(Row(tool, problem=str(error)))
+        forms, problems = {}, {}
+        for form in FORMS:
+            try:
+                forms[form] = _rewritten(tool, found.subject, form, memo, envs)
+            except Unavailable as error:
+                problems[form] = str(error)
+        found.tools.append(Row(tool, forms, problems))
 
 
 def _rewritten(tool: Tool, subject: Subject, form: str, memo: Memo, envs: Path) -> Rewritten:
@@ -124,7 +127,7 @@ def as_json(results: Sequence[Results], about: Mapping[str, object]) -> dict[str
             "runtimes": {key: {form: asdict(cell) for form, cell in forms.items()} for key, forms in found.cells.items()},
             "not_measured": found.problems,
             "tools": {
-                row.tool.key: {"problem": row.problem} if row.problem else {f: asdict(r) for f, r in row.forms.items()}
+                row.tool.key: {"problems": dict(row.problems), **{form: asdict(made) for form, made in row.forms.items()}}
                 for row in found.tools
             },
             "bank": {key: item.to_json() for key, item in found.ways.items()},

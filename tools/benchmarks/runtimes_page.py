@@ -39,6 +39,7 @@ def as_text(results: Sequence[Results], about: Mapping[str, object]) -> str:
     lines += [
         "MB are 10^6 bytes. Memory is what loading and one run add to a process of its own (a browser: all its processes),",
         "anonymous memory unless it says otherwise; *of saved* is how much of the tensor bytes that compiling saved it falls by.",
+        "It can be more than all: a runtime may hold a weight of the dense model twice, one behind a Transpose for instance.",
         "*Apart* is the largest difference of any output to ONNX Runtime's CPU provider over that output's largest magnitude;",
         "*noise* is what ONNX Runtime's own optimisation, on against off, makes of the compiled model's outputs. No latency: the",
         "machine was busy.",
@@ -106,19 +107,20 @@ def _tools(found: Results) -> list[str]:
     lines += ["|---|---|---|---|---|---|---|---|"]
     remarks = []
     for row in found.tools:
-        if row.problem:
+        dense, compiled = row.forms.get("dense"), row.forms.get("compiled")
+        for reason in dict.fromkeys(row.problems.values()):
+            forms = " and ".join(form for form, said in row.problems.items() if said == reason)
+            remarks.append(f"- {row.tool.title}, {forms}: {reason}")
+        if compiled is None:
             lines.append(f"| {row.tool.title} | | not measured | | | | | |")
-            remarks.append(f"- {row.tool.title}: {row.problem}")
             continue
-        dense, compiled = row.forms["dense"], row.forms["compiled"]
         cells = [row.tool.title, compiled.version, keeps(row, found.subject), _small(compiled.difference)]
-        cells += [_mb(item) for item in (dense.file_bytes, compiled.file_bytes, dense.anonymous, compiled.anonymous)]
+        for size in ("file_bytes", "anonymous"):
+            cells += ["-" if form is None else _mb(getattr(form, size)) for form in (dense, compiled)]
         lines.append("| " + " | ".join(cells) + " |")
-        if row.tool.exact and not is_same(compiled.difference, found.subject.noise):
-            also = (
-                "so do those of the dense" if not is_same(dense.difference, found.subject.noise) else "those of the dense do not"
-            )
-            remarks.append(f"- {row.tool.title}: outputs of the compiled model change, {also}")
+        if not is_same(compiled.difference, found.subject.noise):
+            also = f"; the dense model's by {_small(dense.difference)}" if dense is not None else ""
+            remarks.append(f"- {row.tool.title}: it moves the compiled model's outputs by {_small(compiled.difference)}{also}")
     return [*lines, "", *remarks] if remarks else lines
 
 

@@ -46,11 +46,21 @@ class Sharing:
 def sharing_of(path: Path) -> Sharing:
     """What an ONNX file shares, read from the graph alone, so that it can be held against what a tool makes of it."""
     model = load(path)
-    shared = [
-        value for value in model.graph.initializers.values()
-        if value.shape is not None and len(value.shape) >= 2 and min(value.shape.numpy()) > 1 and len(value.uses()) > 1
-    ]  # fmt: skip
-    return Sharing(len(shared), sum(len(value.uses()) - 1 for value in shared), tensor_bytes(model))
+    matrices = (
+        value
+        for value in model.graph.initializers.values()
+        if value.shape is not None and len(value.shape) >= 2 and min(value.shape.numpy()) > 1
+    )
+    readers = [count for value in matrices if (count := _readers(value)) > 1]
+    return Sharing(len(readers), sum(count - 1 for count in readers), tensor_bytes(model))
+
+
+def _readers(value: ir.Value) -> int:
+    """Nodes that read a weight, seen through what only gives it another type."""
+    uses = value.uses()
+    if len(uses) == 1 and uses[0].node.op_type in ("DequantizeLinear", "Cast") and uses[0].idx == 0:
+        return _readers(uses[0].node.outputs[0])
+    return len(uses)
 
 
 @dataclass(frozen=True)

@@ -99,12 +99,12 @@ class Row:
     Attributes:
         tool: the tool.
         forms: ``dense`` and ``compiled`` -> the result.
-        problem: why there is none.
+        problems: the same -> why there is none.
     """
 
     tool: Tool
     forms: Mapping[str, Rewritten] = field(default_factory=dict)
-    problem: str = ""
+    problems: Mapping[str, str] = field(default_factory=dict)
 
 
 def rewrite(tool: Tool, subject: Subject, form: str, envs: Path) -> Rewritten:
@@ -160,10 +160,11 @@ def _run(tool: Tool, subject: Subject, model: Path, python: Path) -> Held:
 
 def keeps(row: Row, subject: Subject) -> str:
     """Whether the sharing is still there, in a word, from the graph; from the file's size where it is no ONNX."""
-    compiled, dense = row.forms["compiled"], row.forms["dense"]
+    compiled, dense = row.forms["compiled"], row.forms.get("dense")
     before = sharing_of(subject.compiled)
     if compiled.sharing is None:
-        kept = compiled.file_bytes / dense.file_bytes <= 1.02 * before.stored / sharing_of(subject.dense).stored
+        whole = dense.file_bytes if dense is not None else sharing_of(subject.dense).stored
+        kept = compiled.file_bytes / whole <= 1.02 * before.stored / sharing_of(subject.dense).stored
         return "yes, by its size" if kept else "no"
     now = compiled.sharing
     if now.readers >= KEPT * before.readers:
