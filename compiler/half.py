@@ -82,7 +82,7 @@ def to_half(model: ir.Model, keep: Callable[[ir.Node], bool] | None = None) -> H
 
 
 def _infer(model: ir.Model) -> None:
-    """Fill in what is not known of types and shapes. No size changes here, so what the exporter knew and onnx cannot infer stays."""
+    """Fill in missing types and shapes. No size changes here, so one that the exporter knew stays, where onnx infers none."""
     values = [value for node in model.graph.all_nodes() for value in node.outputs]
     known = {value: value.shape for value in values if value.shape is not None}
     RefreshShapes()(model)

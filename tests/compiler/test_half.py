@@ -363,3 +363,30 @@ def test_constants_of_every_spelling() -> None:
     assert {kind for name, kind in types(half.model).items() if name not in ("shape", "whole", "y")} == {HALF}
     assert half.tensors == 4
     assert distance(model, half, random_input(3, 2)) < 2e-3
+
+
+def test_sizes_that_onnx_cannot_infer_stay_known() -> None:
+    """Heads counted by -1 between two dynamic sizes: only the exporter knows how many, and discovery needs to."""
+    rest = """h = MatMul (x, w)
+    s = Shape (x)
+    first = Constant <value_ints = [0]> ()
+    second = Constant <value_ints = [1]> ()
+    lead = Gather (s, first)
+    next = Gather (s, second)
+    sizes = Concat <axis = 0> (lead, next, minus, four)
+    heads = Reshape (h, sizes)
+    y = Relu (heads)
+    """
+    model = model_of(
+        rest,
+        inputs="float[B,S,8] x",
+        outputs="float[B,S,heads,4] y",
+        weights="float[8,8] w, int64[1] minus = {-1}, int64[1] four = {4}",
+    )
+    heads = next(value for node in model.graph for value in node.outputs if value.name == "heads")
+    heads.shape = ir.Shape(["B", "S", 2, 4])
+    half = to_half(model).model
+    found = next(value for node in half.graph for value in node.outputs if value.name == "heads")
+    assert found.dtype == HALF
+    assert found.shape is not None
+    assert list(found.shape)[2:] == [2, 4]

@@ -89,7 +89,7 @@ def has_loader() -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Become pytest; 2 where something is missing."""
+    """Become pytest, with its arguments; 2 where something is missing."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     variables = dict(os.environ)
     try:
@@ -98,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Unready as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", *(arguments or ["tests/gpu"])]
+    named = any(Path(argument.partition("::")[0]).exists() for argument in arguments)
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", *arguments, *([] if named else ["tests/gpu"])]
     os.execve(sys.executable, command, variables)
 
 

@@ -84,5 +84,5 @@ def _mark(place: Path, packages: Sequence[str]) -> None:
 def _run(command: Sequence[str], place: Path) -> None:
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
-        raise Unavailable(f"{Path(command[0]).name} could not install it: {lines[-1][:200]}")
+        lines = [line for line in done.stderr.splitlines() if "error" in line.lower()] or [f"exit status {done.returncode}"]
+        raise Unavailable(f"{Path(command[0]).name} could not install it: {lines[0][:200]}")

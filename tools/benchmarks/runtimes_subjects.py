@@ -57,7 +57,7 @@ def sharing_of(path: Path) -> Sharing:
 
 def _readers(value: ir.Value) -> int:
     """Nodes that read a weight, seen through what only gives it another type."""
-    uses = value.uses()
+    uses = list(value.uses())
     if len(uses) == 1 and uses[0].node.op_type in ("DequantizeLinear", "Cast") and uses[0].idx == 0:
         return _readers(uses[0].node.outputs[0])
     return len(uses)
@@ -84,7 +84,7 @@ class Subject:
         if not frozen:
             return path
         out = self.folder / f"{self.name}.{form}.frozen.onnx"
-        if not out.exists():
+        if not out.exists() or out.stat().st_mtime_ns < path.stat().st_mtime_ns:
             freeze_shapes(path, self.sizes, out)
         return out
 
