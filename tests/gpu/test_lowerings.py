@@ -44,8 +44,8 @@ FUSED = ("contrib_mha", "contrib_attention", "contrib_cross")
 """Forms with MultiHeadAttention. WebGPU takes one that has a key_padding_mask, and refuses to run it."""
 
 SHORT = 4
-"""Tokens of those forms on a software driver: WebGPU's flash attention (heads of 4, 8 ... units) reads no key further on than a
-subgroup is wide, and SwiftShader's are 4 wide, so that onnxruntime 1.27 computes the original model wrong as well."""
+"""Tokens of those forms on a software driver: over SwiftShader, whose subgroups are 4 wide, onnxruntime 1.27 computes WebGPU's
+flash attention (heads of 4, 8 ... units) wrong from 5 tokens on, in the original model too."""
 
 SIZES = {"B": 2, "S": 3, "N": 5}
 """Of the golden graphs' dynamic axes."""
