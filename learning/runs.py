@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -39,6 +38,7 @@ from inarch.learning.unit_rows import UnitRows
 from inarch.learning.weights import keep_weights, load_weights, model_weights, read_weights, weights_of
 from inarch.runtime.accuracy import Arrays, Evaluation, Model, Task, evaluate
 from inarch.structure.errors import InarchError
+from inarch.structure.files import whole
 from inarch.structure.lowering import lower
 from inarch.structure.plan import Plan, load_plan, save_plan
 from inarch.structure.resolve import resolve
@@ -411,9 +411,8 @@ def _claim(document: Mapping[str, Any], folder: Path, place: Accelerator) -> Non
 
 def _write(document: Mapping[str, Any], path: Path) -> None:
     """Write JSON, whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    with whole(path) as draft:
+        draft.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def replaced(shop: Workshop, **changes: Any) -> Workshop:

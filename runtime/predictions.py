@@ -16,8 +16,6 @@ texts               [N] the expression, the question, or the image's name, where
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +26,7 @@ import numpy as np
 
 from inarch.runtime.accuracy import Evaluation
 from inarch.structure.errors import DataError
+from inarch.structure.files import whole
 
 FORMAT = "inarch.predictions/1"
 
@@ -67,15 +66,11 @@ def save_predictions(found: Predictions, path: Path) -> None:
     arrays: dict[str, Any] = {f"predictions/{name}": values for name, values in evaluation.predictions.items()}
     arrays |= {f"scores/{name}": values for name, values in evaluation.scores.items()}
     arrays |= {"about": np.asarray(json.dumps(about, sort_keys=True)), "texts": np.asarray(list(found.texts), np.str_)}
-    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
-        with part.open("xb") as file:
+        with whole(path) as draft, draft.open("xb") as file:
             np.savez_compressed(file, **arrays)
-        os.replace(part, path)
     except OSError as error:
         raise DataError(f"cannot be written: {error.strerror or error}", where=str(path)) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_predictions(path: Path) -> Predictions:

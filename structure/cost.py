@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from inarch.structure.cost_figures import Measured
 from inarch.structure.errors import InarchError
+from inarch.structure.files import whole
 
 FORMAT: Final = "inarch.cost/1"
 
@@ -125,13 +125,10 @@ def save_cost(table: CostTable, path: str | Path) -> None:
     Raises:
         CostError: it cannot be written.
     """
-    target = Path(path)
-    draft = target.with_name(target.name + ".part")
     try:
-        draft.write_text(table.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
-        os.replace(draft, target)
+        with whole(Path(path)) as draft:
+            draft.write_text(table.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
     except OSError as error:
-        draft.unlink(missing_ok=True)
         hint = "name a file in a folder that exists and can be written"
         raise CostError(f"cannot be written: {error.strerror}", where=str(path), hint=hint) from None
 

@@ -31,6 +31,7 @@ from inarch.structure.errors import (
     UnknownKeyError,
     WrongTypeError,
 )
+from inarch.structure.files import whole
 from inarch.structure.plan_checks import check_members, check_sharing, check_sites, view_alone
 from inarch.structure.plan_types import (
     AXIS_NAMES,
@@ -147,20 +148,12 @@ def save_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
         PlanFileError: the file cannot be written; what stood there still stands.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         if target.exists() and not target.is_file() and not target.is_dir():
             target.write_text(dump_plan(plan), encoding="utf-8")
             return
-        try:
-            with temporary.open("x", encoding="utf-8", newline="\n") as file:
-                file.write(dump_plan(plan))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with whole(target) as draft:
+            draft.write_text(dump_plan(plan), encoding="utf-8", newline="\n")
     except OSError as error:
         raise PlanFileError(f"cannot be written: {error.strerror or error}", source=os.fspath(path)) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from inarch import __version__
 from inarch.structure.errors import InarchError
+from inarch.structure.files import whole
 from inarch.tools import report_words as words
 from inarch.tools.report_data import Accuracy, Page
 from inarch.tools.report_structure import Lane, Segment, SiteRow, Structure
@@ -89,12 +89,10 @@ def write_page(text: str, out: Path) -> None:
     Raises:
         InarchError: it cannot be written.
     """
-    part = out.with_name(f"{out.name}.part")
     try:
-        part.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(part, out)
+        with whole(out) as draft:
+            draft.write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise InarchError(f"cannot be written: {error.strerror or error}", where=str(out)) from error
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from inarch.structure.files import whole
 from inarch.tools import render
 from inarch.tools.benchmarks import machine
 from inarch.tools.benchmarks.accuracy_grid import (
@@ -114,7 +115,8 @@ def learned(cell: Cell, shop: Workshop) -> tuple[Outcome, dict[str, Any]]:
     if outcome.plan is not None:
         save_plan(outcome.plan, plan)
     keep_weights(outcome.weights, weights)
-    record.write_text(json.dumps(known) + "\n", encoding="utf-8")
+    with whole(record) as draft:
+        draft.write_text(json.dumps(known) + "\n", encoding="utf-8")
     return outcome, known
 
 
@@ -160,9 +162,8 @@ def _fill(args: argparse.Namespace) -> None:
             return
         shop = shop or workshop(base_config(0))
         result = compute(cell, shop)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(result) + "\n", encoding="utf-8")
-        part.replace(path)
+        with whole(path) as draft:
+            draft.write_text(json.dumps(result) + "\n", encoding="utf-8")
         kept = result["stored"] / result["parameters"]
         value = 100 * next(iter(result["overall"].values()))
         render.say(

@@ -10,6 +10,7 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
+from inarch.structure.files import whole
 from inarch.tools.render import plain
 
 PACKAGES = ("inarch", "numpy", "onnx", "onnx-ir", "onnxruntime")
@@ -39,9 +40,8 @@ def record(folder: Path, name: str, data: Mapping[str, object], text: str) -> tu
     written = []
     for suffix, content in ((".json", json.dumps(plain(data), indent=2, ensure_ascii=False) + "\n"), (".md", text)):
         path = folder / f"{name}{suffix}"
-        draft = path.with_suffix(suffix + ".part")
-        draft.write_text(content, encoding="utf-8")
-        draft.replace(path)
+        with whole(path) as draft:
+            draft.write_text(content, encoding="utf-8")
         written.append(path)
     return written[0], written[1]
 

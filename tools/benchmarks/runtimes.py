@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from inarch.runtime.memory import Footprint
+from inarch.structure.files import whole
 from inarch.tools import render
 from inarch.tools.benchmarks import machine, runtimes_bank, runtimes_consumers, runtimes_tools
 from inarch.tools.benchmarks.runtimes_bank import WAYS, Banked
@@ -58,9 +59,8 @@ class Memo:
             except Unavailable as error:
                 found = {"problem": str(error)}
             self.folder.mkdir(parents=True, exist_ok=True)
-            draft = path.with_suffix(".part")
-            draft.write_text(json.dumps(render.plain(found)) + "\n", encoding="utf-8")
-            draft.replace(path)
+            with whole(path) as draft:
+                draft.write_text(json.dumps(render.plain(found)) + "\n", encoding="utf-8")
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if "problem" in kept:
             raise Unavailable(kept["problem"])
