@@ -19,22 +19,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import onnx_ir as ir
 
-from inarch.passes.selection import INNER, Factors, Selection, fixed_part
-from inarch.passes.stored import Stored, as_tensor
-from inarch.structure.arguments import data_inputs, int_attr, slice_parts, split_sizes
-from inarch.structure.constants import constant
+from inarch.passes.cuts import Cuts
+from inarch.passes.selection import INNER, Selection
+from inarch.passes.stored import Stored
+from inarch.structure.arguments import data_inputs, int_attr
 from inarch.structure.coupling import Projection
-from inarch.structure.dims import Dim, Shape, product
+from inarch.structure.dims import product
 from inarch.structure.errors import PassError
-from inarch.structure.graph_edit import Editor, patch_target, restored_shape
+from inarch.structure.graph_edit import Editor, restored_shape
 from inarch.structure.lowered import LoweredSite
-from inarch.structure.regions import FUSED, Layout, Region, Rider, carries
+from inarch.structure.regions import FUSED, Region, carries
 from inarch.structure.sites import Site
-from inarch.structure.units import Indices
-from inarch.structure.views import view_of
 
 Key = tuple[int, str | None, int]
 """A version of a value: group, the cut axis that it carries (or None), block of that axis."""
@@ -117,9 +114,7 @@ class _Call:
         self.editor = writer._editor
         self.made: dict[ir.Value, dict[Key, ir.Value]] = {}
         self.role_of = {p.node: role for role, p in region.projections.items()}
-        self.riders: dict[tuple[ir.Node, int], list[Rider]] = {}
-        for rider in region.riders:
-            self.riders.setdefault((rider.node, rider.position), []).append(rider)
+        self.cuts = Cuts(writer._editor, writer._stored, writer._site, region, ranked=writer._split)
 
     # --- dispatch ------------------------------------------------------------------------------------------------------
 
@@ -203,7 +198,7 @@ class _Call:
         for key in self.w.keys(axis):
             selection = self.w.selection(key)
             weight = self._weight(role, projection, key, sink=False)
-            bias = self._rider(node, 2, selection, rank=1) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+            bias = self.cuts.rider(node, 2, selection, rank=1) if len(node.inputs) > 2 and node.inputs[2] is not None else None
             if not self.w._split:
                 extra = [bias] if bias is not None else []
                 versions[key] = self.editor.clone(node, [node.inputs[0], weight, *extra], node).outputs[0]
@@ -331,7 +326,7 @@ class _Call:
             whole = self.w.joined(g, inner)
             inputs: list[ir.Value | None] = [self._join(node, v, g) for v in node.inputs[:3]]
             for position in range(3, len(node.inputs)):
-                inputs.append(self._rider(node, position, whole))
+                inputs.append(self.cuts.rider(node, position, whole))
             clone = self.editor.clone(node, inputs, node)
             heads = self._count(node.inputs[0], whole)
             for name, count in (
@@ -408,13 +403,9 @@ class _Call:
         wide = self._reshape(node, value, [0, 0, heads, sum(per_head)]) if flat else value
         at = 0
         for key, size in zip(keys, per_head, strict=True):
-            part = self._cut(node, wide, at, at + size, 3)
+            part = self.cuts.sliced(node, wide, at, at + size, 3)
             at += size
             versions[key] = self._reshape(node, part, [0, 0, -1]) if flat else part
-
-    def _cut(self, anchor: ir.Node, value: ir.Value, start: int, end: int, axis: int) -> ir.Value:
-        places = [self.editor.ints([n], "slice") for n in (start, end, axis)]
-        return self.editor.node(anchor, "Slice", [value, *places], hint=str(value.name)).outputs[0]
 
     # --- everything else -----------------------------------------------------------------------------------------------
 
@@ -426,11 +417,11 @@ class _Call:
         for key in self.w.keys(axis):
             selection = self.w.selection(key)
             inputs = [self._input(node, i, key, selection) for i in range(len(node.inputs))]
-            clone = self.editor.clone(node, self._targets(node, inputs, selection), node)
+            clone = self.editor.clone(node, self.cuts.targets(node, inputs, selection), node)
             if "num_heads" in clone.attributes and node.op_type == "RotaryEmbedding" and int_attr(node, "num_heads", 0):
                 clone.attributes["num_heads"] = ir.AttrInt64("num_heads", self._count(node.inputs[0], selection))
             if "split" in clone.attributes:
-                sizes = self._split_sizes(node, selection)
+                sizes = self.cuts.split_lengths(node, selection)
                 clone.attributes["split"] = ir.AttrInt64s("split", sizes)
             for old, new in zip(node.outputs, clone.outputs, strict=True):
                 self.made[old][key] = new
@@ -443,131 +434,7 @@ class _Call:
             if position >= len(data_inputs(node)):
                 return next(iter(self.made[value].values()))
             return self.version(value, key)
-        return self._rider(node, position, selection)
-
-    def _rider(self, node: ir.Node, position: int, selection: Selection, rank: int = 0) -> ir.Value | None:
-        """A side input, cut to the selection where it runs along the site's factors."""
-        value = node.inputs[position]
-        riders = self.riders.get((node, position))
-        if value is None or riders is None:
-            return value
-        if len(riders) > 1:
-            pieces = [(self.w._site.members[str(r.role)], selection) for r in riders]
-            return self.w._stored.packed(self.editor, self.w._site.name, pieces, value)
-        rider = riders[0]
-        if all(selection.whole(axis) for axis in rider.layout) and (rider.role is None or not self._is_bias(rider)):
-            return value
-        if rider.role is not None:
-            view = view_of(value, self.shapes)
-            assert view is not None
-            order = [axis for axis, _ in view.axes]
-            member = self.w._site.members[rider.role]
-            want = self._bias_rank(node, position) if rank == 0 else rank
-            return self.w._stored.vector(self.editor, self.w._site.name, member, view.param, [selection], order, want)
-        return self._gathered(node, value, rider.layout, selection)
-
-    def _is_bias(self, rider: Rider) -> bool:
-        return rider.role is not None and self.w._site.members[rider.role].is_bias
-
-    def _bias_rank(self, node: ir.Node, position: int) -> int:
-        """A bias beside a shared product gets the product's rank: with a row of rank 1 a Gemm could be made of the two."""
-        if not self.w._split or node.op_type != "Add":
-            return 0
-        shape = self.shapes.shape(node.outputs[0])
-        return len(shape) if shape is not None and len(shape) > 2 else 0
-
-    def _gathered(self, node: ir.Node, value: ir.Value, layout: Layout, selection: Selection) -> ir.Value:
-        """A side input that is computed in the graph: what the version needs of it is picked where it is read."""
-        tensor = constant(value)
-        result = value
-        for axis, factors in enumerate(layout):
-            if not factors or selection.whole(factors):
-                continue
-            places = selection.positions(factors)
-            if any(size.value is None for _, size in factors):
-                result = self._gathered_inside(node, result, axis, factors, places)
-                continue
-            if tensor is not None:
-                cut = np.take(np.asarray(tensor.numpy()), places, axis=axis)
-                tensor = as_tensor(np.ascontiguousarray(cut), tensor.dtype)
-                result = self.editor.initializer(f"{value.name}.cut", tensor)
-            else:
-                index = self.editor.ints([int(i) for i in places], "index")
-                result = self.editor.node(node, "Gather", [result, index], {"axis": axis}, hint=str(value.name)).outputs[0]
-        return result
-
-    def _gathered_inside(self, node: ir.Node, value: ir.Value, axis: int, factors: Factors, places: Indices) -> ir.Value:
-        """Pick from the known inner part of an axis whose outer part is not known: ``[B * H, ...]``."""
-        inner = product(size for _, size in fixed_part(factors)).coef
-        hint, edit = str(value.name), self.editor
-        sizes = edit.node(node, "Shape", [value], hint=f"{hint}.shape").outputs[0]
-        before = [self._cut(node, sizes, 0, axis, 0)] if axis else []
-        after = self._cut(node, sizes, axis + 1, 2**31 - 1, 0)
-        open_end = edit.ints([-1], "shape")
-        wide = edit.node(node, "Concat", [*before, open_end, edit.ints([inner], "shape"), after], {"axis": 0}, hint="shape")
-        parted = edit.node(node, "Reshape", [value, wide.outputs[0]], hint=hint).outputs[0]
-        index = edit.ints([int(i) for i in places], "index")
-        picked = edit.node(node, "Gather", [parted, index], {"axis": axis + 1}, hint=hint).outputs[0]
-        flat = edit.node(node, "Concat", [*before, open_end, after], {"axis": 0}, hint="shape")
-        return edit.node(node, "Reshape", [picked, flat.outputs[0]], hint=hint).outputs[0]
-
-    def _targets(self, node: ir.Node, inputs: list[ir.Value | None], selection: Selection) -> list[ir.Value | None]:
-        """Shapes, slice bounds and split sizes that a node takes as inputs, for the version's sizes."""
-        out = node.outputs[0]
-        if node.op_type in ("Reshape", "Expand"):
-            old, new = self._sizes(out, selection)
-            inputs[1] = patch_target(self.editor, self.shapes, node, node, old, new)
-        elif node.op_type == "Slice" and "starts" not in node.attributes:
-            inputs = self._slice_inputs(node, inputs, selection)
-        elif node.op_type == "Split" and len(node.inputs) > 1 and node.inputs[1] is not None:
-            inputs[1] = self.editor.ints(self._split_sizes(node, selection), "split")
-        elif node.op_type == "Slice":
-            raise PassError("Slice with attributes cuts a hidden axis", where=str(node.name))
-        return inputs
-
-    def _sizes(self, value: ir.Value, selection: Selection) -> tuple[Shape, Shape]:
-        layout = self.region.layout(value)
-        assert layout is not None
-        old: list[Dim] = [product(size for _, size in axis) for axis in layout]
-        return tuple(old), tuple(selection.size(axis) for axis in layout)
-
-    def _split_sizes(self, node: ir.Node, selection: Selection) -> list[int]:
-        sizes = split_sizes(self.shapes, node)
-        x = node.inputs[0]
-        assert sizes is not None
-        assert x is not None
-        old, new = self._sizes(x, selection)
-        axis = int_attr(node, "axis", 0) % len(old)
-        return [n * new[axis].coef // old[axis].coef for n in sizes]
-
-    def _slice_inputs(self, node: ir.Node, inputs: list[ir.Value | None], selection: Selection) -> list[ir.Value | None]:
-        x = node.inputs[0]
-        assert x is not None
-        old, new = self._sizes(x, selection)
-        starts, ends, axes, steps = slice_parts(self.shapes, node)
-        bounds: list[tuple[int, int]] = []
-        changed = False
-        for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-            a, b = old[axis % len(old)], new[axis % len(old)]
-            if a == b:
-                if start is None or end is None:
-                    return inputs if all(old[i % len(old)] == new[i % len(old)] for i in axes) else self._mixed(node)
-                bounds.append((start, end))
-                continue
-            changed = True
-            assert start is not None
-            assert end is not None
-            first, last, _ = slice(start, end, step).indices(a.coef)
-            # Interleaved parts begin inside the first step; equal parts begin at a multiple of their size.
-            bounds.append((first, b.coef) if step > 1 else (first * b.coef // a.coef, last * b.coef // a.coef))
-        if not changed:
-            return inputs
-        inputs[1] = self.editor.ints([s for s, _ in bounds], "starts")
-        inputs[2] = self.editor.ints([e for _, e in bounds], "ends")
-        return inputs
-
-    def _mixed(self, node: ir.Node) -> list[ir.Value | None]:
-        raise PassError("Slice cuts a hidden axis and one at a computed place at once", where=str(node.name))
+        return self.cuts.rider(node, position, selection)
 
     def _shape(self, node: ir.Node) -> None:
         """What was computed from a size that shrinks keeps its original value: reshape targets, attention scales."""
@@ -576,7 +443,7 @@ class _Call:
         if value not in self.made:
             return
         key, version = next(iter(self.made[value].items()))
-        old, new = self._sizes(value, self.w.selection(key))
+        old, new = self.cuts.sizes(value, self.w.selection(key))
         restored = restored_shape(self.editor, node, node, version, old, new)
         ir.convenience.replace_all_uses_with(node.outputs[0], restored)
 

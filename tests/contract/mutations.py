@@ -12,7 +12,7 @@ import pytest
 
 from inarch.compiler import compile as compiling
 from inarch.compiler.values import MemberEdit, SiteValues
-from inarch.passes import empty, region_writer, rewrite
+from inarch.passes import cuts, empty, region_writer, rewrite
 from inarch.passes.refresh_shapes import RefreshShapes
 from inarch.passes.region_writer import RegionWriter
 from inarch.passes.selection import Selection
@@ -172,7 +172,7 @@ def sizes_are_not_restored(patch: Patch) -> None:
 
 
 def reshape_targets_stay(patch: Patch) -> None:
-    patch.setattr(region_writer, "patch_target", lambda editor, shapes, node, *args, **more: node.inputs[1])
+    patch.setattr(cuts, "patch_target", lambda editor, shapes, node, *args, **more: node.inputs[1])
 
 
 def head_counts_stay(patch: Patch) -> None:
@@ -180,11 +180,11 @@ def head_counts_stay(patch: Patch) -> None:
 
 
 def split_sizes_stay(patch: Patch) -> None:
-    patch.setattr(region_writer._Call, "_split_sizes", lambda self, node, selection: split_sizes(self.shapes, node))
+    patch.setattr(cuts.Cuts, "split_lengths", lambda self, node, selection: split_sizes(self._shapes, node))
 
 
 def slices_stay(patch: Patch) -> None:
-    patch.setattr(region_writer._Call, "_slice_inputs", lambda self, node, inputs, selection: inputs)
+    patch.setattr(cuts.Cuts, "_slice_inputs", lambda self, node, inputs, selection: inputs)
 
 
 def _fewer_keys(patch: Patch, method: str, which: Callable[[list[Any]], list[Any]]) -> None:
@@ -225,7 +225,7 @@ def output_bias_is_added_for_every_block(patch: Patch) -> None:
 
 def tables_are_not_cut(patch: Patch) -> None:
     """Side inputs that are computed in the graph keep all heads."""
-    patch.setattr(region_writer._Call, "_gathered", lambda self, node, value, layout, selection: value)
+    patch.setattr(cuts.Cuts, "_gathered", lambda self, node, value, layout, selection: value)
 
 
 def fused_results_are_parted_in_reverse(patch: Patch) -> None:
