@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -24,17 +24,15 @@ from inarch.structure.errors import InarchError
 from inarch.tools.subject import Subject, Wanted, levels_of
 
 if TYPE_CHECKING:
-    from inarch.learning.tasks.scenes.data import ScenesData
+    from inarch.learning.tasks.aims import Aim
     from inarch.learning.tasks.scenes.language import Language
     from inarch.learning.tasks.scenes.texts import Texts
-    from inarch.runtime.accuracy import Model, Task
+    from inarch.runtime.accuracy import Model
     from inarch.runtime.face import Face
 
 __all__ = ["FILES", "NAMES", "WORLDS", "Subject", "Wanted", "check_options", "open_subject"]
 
-Kind = Literal["referring", "grounding", "vqa", "detection"]
-
-WORLDS: Mapping[str, tuple[Kind, ...]] = {
+WORLDS: Mapping[str, tuple[Aim, ...]] = {
     "scenes": ("referring", "grounding", "vqa", "detection"),
     "sprites": ("referring", "grounding", "vqa"),
     "easy-vqa": ("vqa",),
@@ -172,7 +170,8 @@ def _of_run(folder: Path, wanted: Wanted, face: Face, probe: Model) -> Subject:
 def _generated(world: str, kind: str, split: str | None, settings: Mapping[str, Any], face: Face, probe: Model) -> Subject:
     if world == "easy-vqa":
         return _easy_vqa(split or "test", settings.get("held_out"))
-    return _drawn(world, kind, split or "test", {**_DRAWN, **settings}, face, probe)
+    aim = next(one for one in WORLDS[world] if one == kind)
+    return _drawn(world, aim, split or "test", {**_DRAWN, **settings}, face, probe)
 
 
 def _easy_vqa(split: str, images: int | None) -> Subject:
@@ -186,31 +185,28 @@ def _easy_vqa(split: str, images: int | None) -> Subject:
     return Subject(EasyVqaTask(data), ("answer",), samples, lambda row: data.questions[row], widths={"answer": len(data.classes)})
 
 
-def _drawn(world: str, kind: str, split: str, settings: Mapping[str, Any], face: Face, probe: Model) -> Subject:
-    from inarch.learning.tasks.scenes.data import feeds
-    from inarch.learning.tasks.scenes.detection import DetectionTask, name_shapes
-    from inarch.learning.tasks.scenes.task import ScenesTask
+def _drawn(world: str, kind: Aim, split: str, settings: Mapping[str, Any], face: Face, probe: Model) -> Subject:
+    from inarch.learning.tasks.scenes.data import ScenesConfig, feeds
+    from inarch.learning.tasks.sources import SOURCES
 
+    source = SOURCES[world]
     family = "glip" if "centerness" in face.outputs else "mdetr"
-    other = {"glip": "vqa", "mdetr": "detection"}[family]
-    if kind == other:
-        kinds = ", ".join(one for one in WORLDS[world] if one != other)
-        hint = f"there are {kinds}"
-        raise InarchError(f"there is no {kind} with {'GLIP' if family == 'glip' else 'MDETR'}", where="--task", hint=hint)
+    kinds = source.kinds(None if family == "mdetr" else 1)
+    if kind not in kinds:
+        raise InarchError(f"there is no {kind} with {family.upper()}", where="--task", hint=f"there are {', '.join(kinds)}")
     side = settings.get("side") or face.size("pixel_values", -1) or _SIDES[world, family]
     known = {name: settings[name] for name in _DRAWN} | {"side": side}
-    data, language = _draw(world, split, known)
-    texts = name_shapes(data.scenes, data.config.level) if kind == "detection" else data.texts(_text_kind(kind))
+    _known(known["level"], source.difficulties, "level", "--level")
+    _known(split, source.parts, "split", "--split")
+    count, judged, pixels, seed = (int(known[name]) for name in ("held_out", "judged", "side", "seed"))
+    config = ScenesConfig(source.difficulties[known["level"]], source.parts[split], count, judged, pixels, seed)
+    data = source.draw(split, config)
+    texts = source.texts(data, kind)
     levels = None
     if family == "glip":
         said = probe({name: array for name, array in feeds(data, texts, np.arange(1)).items() if name in face.inputs})
         levels = levels_of(said["centerness"].shape[1], side, side)
-    label = world if split == "test" else f"{world}-{split}"
-    task: Task
-    if kind == "detection" and levels is not None:
-        task = DetectionTask(data, texts, levels, label)
-    else:
-        task = ScenesTask(_text_kind(kind), data, texts, label, levels)
+    task, language = source.task(kind, split, data, texts, levels), source.language
     outputs = ("answer",) if kind == "vqa" else ("logits", "boxes") if levels is None else ("logits", "boxes", "centerness")
     widths = {"answer": len(language.answers)} if kind == "vqa" else {}
     # The last slot of an MDETR's is for what no token names.
@@ -219,35 +215,8 @@ def _drawn(world: str, kind: str, split: str, settings: Mapping[str, Any], face:
     return Subject(task, outputs, samples, lambda row: _said(language, texts, row), widths=widths, room=room)
 
 
-def _text_kind(kind: str) -> Literal["grounding", "referring", "vqa"]:
-    return "grounding" if kind == "grounding" else "vqa" if kind == "vqa" else "referring"
-
-
 def _said(language: Language, texts: Texts, row: int) -> str:
     return language.decode(texts.ids.reshape(-1, texts.ids.shape[-1])[row].tolist())
-
-
-def _draw(world: str, split: str, settings: Mapping[str, Any]) -> tuple[ScenesData, Language]:
-    """One split of scenes or sprites, and the language that they are spoken of in."""
-    from inarch.learning.tasks.scenes.data import ScenesConfig, ScenesData
-    from inarch.learning.tasks.scenes.words import SCENES
-    from inarch.learning.tasks.scenes.world import LEVELS, SPLITS
-    from inarch.learning.tasks.sprites.data import SPLITS as STYLED
-    from inarch.learning.tasks.sprites.data import SpritesData
-    from inarch.learning.tasks.sprites.package import PINS
-    from inarch.learning.tasks.sprites.words import SPRITES
-    from inarch.learning.tasks.sprites.world import LEVELS as SPRITE_LEVELS
-
-    levels = LEVELS if world == "scenes" else SPRITE_LEVELS
-    parts = {str(one): (one, None) for one in SPLITS} if world == "scenes" else {str(one): of for one, of in STYLED.items()}
-    _known(settings["level"], levels, "level", "--level")
-    _known(split, parts, "split", "--split")
-    scenes_of, style = parts[split]
-    level, side, seed = levels[settings["level"]], int(settings["side"]), int(settings["seed"])
-    config = ScenesConfig(level, scenes_of, int(settings["held_out"]), int(settings["judged"]), side, seed)
-    if style is None:
-        return ScenesData.make(config), SCENES
-    return SpritesData.compose(config, style, pins=PINS), SPRITES
 
 
 def _known(name: str, there: Mapping[str, Any], what: str, option: str) -> None:

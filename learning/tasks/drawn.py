@@ -5,8 +5,6 @@ Shapes: I images and B texts a batch, G cells a side.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,59 +23,49 @@ from inarch.learning.tasks.glip_trainee import GlipTrainee, check_side, totals
 from inarch.learning.tasks.mdetr_trainee import MdetrTrainee
 from inarch.learning.tasks.scenes.data import ScenesConfig, ScenesData, training_batch
 from inarch.learning.tasks.scenes.language import Language, plural
-from inarch.learning.tasks.scenes.task import ScenesTask
 from inarch.learning.tasks.scenes.texts import Texts
-from inarch.learning.tasks.scenes.world import ATTRIBUTES, Difficulty, Split
+from inarch.learning.tasks.scenes.world import ATTRIBUTES
+from inarch.learning.tasks.sources import SOURCES, TEST
 from inarch.learning.tasks.trainee import Trainee
 from inarch.runtime.accuracy import Task
 from inarch.structure.errors import InarchError
 from inarch.structure.units import Indices
 
-TRAIN, TEST = "train", "test"
+TRAIN = "train"
 
 
-class Drawn(ABC):
+class Drawn:
     """A world whose images are drawn when they are first needed, and kept.
 
     Args:
-        settings: what is drawn.
+        settings: what is drawn; their task says from which source.
         model: what is trained.
 
     Attributes:
-        label: the task's name.
-        language: its words, answers and attributes.
-        difficulties: by level.
-        parts: split -> the scenes that it is made of.
+        source: of images and texts.
         levels: feature maps of a GLIP; None for an MDETR.
         grid: cells a side of an MDETR's feature map, which the auxiliary heads work on; GLIP has no such heads.
     """
 
-    label: ClassVar[str]
-    language: ClassVar[Language]
-    difficulties: ClassVar[Mapping[str, Difficulty]]
-    parts: ClassVar[Mapping[str, Split]]
     first: ClassVar[Aim] = "grounding"
 
     def __init__(self, settings: DrawnSettings, model: Config) -> None:
         self.settings = settings
+        self.source = SOURCES[settings.task]
         self.levels = None if isinstance(model, MdetrConfig) else model.levels
         self.grid = -(-settings.side // model.vision.stride) if isinstance(model, MdetrConfig) else 1
         self._data: dict[str, ScenesData] = {}
         self._texts: dict[tuple[str, Aim], Texts] = {}
 
-    @abstractmethod
-    def draw(self, split: str, config: ScenesConfig) -> ScenesData:
-        """Draw one split."""
-
     @property
     def kinds(self) -> tuple[Aim, ...]:
-        """Questions are an MDETR's."""
-        return ("referring", "grounding", *(("vqa",) if self.levels is None else ()))
+        """Questions are an MDETR's, detection is a GLIP's."""
+        return self.source.kinds(self.levels)
 
     @property
     def splits(self) -> tuple[str, ...]:
         """All but what is trained on."""
-        return tuple(split for split in self.parts if split != TRAIN)
+        return tuple(split for split in self.source.parts if split != TRAIN)
 
     @property
     def side(self) -> int:
@@ -85,14 +73,10 @@ class Drawn(ABC):
         return self.settings.side
 
     @property
-    def difficulty(self) -> Difficulty:
-        """Of the settings' level."""
-        return self.difficulties[self.settings.level]
-
-    @property
     def columns(self) -> tuple[int, ...]:
         """Where a batch's cells have the language's attributes."""
-        return tuple(list(ATTRIBUTES).index(self.language.columns.get(name, name)) for name in self.language.attributes)
+        language = self.source.language
+        return tuple(list(ATTRIBUTES).index(language.columns.get(name, name)) for name in language.attributes)
 
     def data(self, split: str) -> ScenesData:
         """One split.
@@ -100,24 +84,20 @@ class Drawn(ABC):
         Raises:
             InarchError: there is none.
         """
-        if split not in self.parts:
-            raise InarchError(f"{self.label} have no split {split!r}", hint=f"there are {', '.join(self.parts)}")
+        source, s = self.source, self.settings
+        if split not in source.parts:
+            raise InarchError(f"{source.label} have no split {split!r}", hint=f"there are {', '.join(source.parts)}")
         if split not in self._data:
-            s = self.settings
             count, texts = (s.scenes, s.texts) if split == TRAIN else (s.held_out, s.judged)
-            config = ScenesConfig(self.difficulty, self.parts[split], count, texts, s.side, s.seed)
-            self._data[split] = self.draw(split, config)
+            config = ScenesConfig(source.difficulties[s.level], source.parts[split], count, texts, s.side, s.seed)
+            self._data[split] = source.draw(split, config)
         return self._data[split]
 
     def texts(self, split: str, kind: Aim) -> Texts:
         """Its texts of one kind."""
         if (split, kind) not in self._texts:
-            self._texts[split, kind] = self._write(self.data(split), kind)
+            self._texts[split, kind] = self.source.texts(self.data(split), kind)
         return self._texts[split, kind]
-
-    def _write(self, data: ScenesData, kind: Aim) -> Texts:
-        assert kind != "detection"
-        return data.texts(kind)
 
     def course(self, kind: Aim) -> DrawnCourse:
         """Training on one kind of texts.
@@ -135,17 +115,13 @@ class Drawn(ABC):
             InarchError: the model has no outputs for that kind, or there is no such split.
         """
         self._check(kind)
-        return self._judged(kind, split, self.label if split == TEST else f"{self.label}-{split}")
-
-    def _judged(self, kind: Aim, split: str, label: str) -> Task:
-        assert kind != "detection"
-        return ScenesTask(kind, self.data(split), self.texts(split, kind), label, self.levels)
+        return self.source.task(kind, split, self.data(split), self.texts(split, kind), self.levels)
 
     def _check(self, kind: Aim) -> None:
         if kind not in self.kinds:
             model = "MDETR" if self.levels is None else "GLIP"
             where, hint = "--task", f"there are {', '.join(self.kinds)}"
-            raise InarchError(f"there is no {kind} with {model} on {self.label}", where=where, hint=hint)
+            raise InarchError(f"there is no {kind} with {model} on {self.source.label}", where=where, hint=hint)
 
     def fitted(self, config: Config) -> Config:
         """A model's configuration for these images: their size, words, answers, read from the last layer.
@@ -158,10 +134,10 @@ class Drawn(ABC):
         vision: Any = config.vision
         if vision.kind == "vit":
             vision = vision.model_copy(update={"image": self.side})
-        text = config.text.model_copy(update={"vocabulary": max(config.text.vocabulary, len(self.language.words))})
+        text = config.text.model_copy(update={"vocabulary": max(config.text.vocabulary, len(self.source.language.words))})
         changes: dict[str, Any] = {"vision": vision.model_dump(), "text": text.model_dump()}
         if isinstance(config, MdetrConfig):
-            changes |= {"answers": len(self.language.answers), "answer_layer": config.decoder_layers - 1}
+            changes |= {"answers": len(self.source.language.answers), "answer_layer": config.decoder_layers - 1}
         else:
             check_side(self.side)
         made: Config = validated(type(config), config.model_dump() | changes, "data.side")
@@ -178,7 +154,7 @@ class DrawnCourse:
     @property
     def name(self) -> str:
         """As ``scenes/vqa``."""
-        return f"{self.world.label}/{self.kind}"
+        return f"{self.world.source.label}/{self.kind}"
 
     def batch(self, seed: int, step: int, part: Part = "weights") -> Arrays:
         """Images drawn anew for every batch, each once in it."""
@@ -208,7 +184,7 @@ class DrawnCourse:
                 raise InarchError(f"the model has {model.config.levels} levels, the batches are for {world.levels}")
             made = GlipTrainee(model, world.side)
         else:
-            raise InarchError(f"{world.label} train MDETR and GLIP, not {type(model).__name__}", where="--model")
+            raise InarchError(f"{world.source.label} train MDETR and GLIP, not {type(model).__name__}", where="--model")
         longest, room = world.texts(TRAIN, self.kind).ids.shape[2], model.config.text.longest
         if isinstance(model, Mdetr):
             room = min(room, model.config.spans)
@@ -221,8 +197,9 @@ class DrawnCourse:
         cells = -(-world.side // model.config.vision.stride)
         if cells != world.grid:
             raise InarchError(f"the model has {cells} cells a side, the batches' grid is {world.grid}", where="--model")
-        words = torch.from_numpy(attribute_words(world.language, model.config.text.vocabulary))
-        return MdetrTrainee(model, words, [len(values) for values in world.language.attributes.values()])
+        language = world.source.language
+        words = torch.from_numpy(attribute_words(language, model.config.text.vocabulary))
+        return MdetrTrainee(model, words, [len(values) for values in language.attributes.values()])
 
 
 def attribute_words(language: Language, vocabulary: int) -> Indices:

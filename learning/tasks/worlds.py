@@ -20,8 +20,8 @@ from inarch.learning.config import Data, EasyVqaSettings, SpritesSettings
 from inarch.learning.models.registry import Config
 from inarch.learning.tasks.aims import Aim
 from inarch.learning.tasks.courses import Course
+from inarch.learning.tasks.drawn import Drawn
 from inarch.learning.tasks.easy_vqa_world import EasyVqaWorld
-from inarch.learning.tasks.scenes_world import ScenesWorld
 from inarch.learning.tasks.sprites_world import SpritesWorld
 from inarch.runtime.accuracy import Task
 
@@ -82,4 +82,4 @@ def open_world(settings: Data, model: Config) -> World:
         return EasyVqaWorld(settings, model)
     if isinstance(settings, SpritesSettings):
         return SpritesWorld(settings, model)
-    return ScenesWorld(settings, model)
+    return Drawn(settings, model)

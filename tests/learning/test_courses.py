@@ -13,8 +13,8 @@ from inarch.learning.config import ScenesSettings
 from inarch.learning.models.registry import build
 from inarch.learning.runs import Workshop
 from inarch.learning.tasks.aims import Aim
-from inarch.learning.tasks.courses import shard, tensors
-from inarch.learning.tasks.scenes_world import ScenesWorld
+from inarch.learning.tasks.courses import Part, shard, tensors
+from inarch.learning.tasks.drawn import Drawn
 from inarch.learning.tasks.worlds import open_world
 from inarch.structure.errors import InarchError
 
@@ -35,22 +35,23 @@ def test_a_batch_depends_on_seed_number_and_part_alone(shop: Workshop, kind: Aim
     assert course.name == f"scenes/{kind}"
     first = course.batch(0, 3)
     np.random.default_rng(0).random(5)
-    for seed, step, part in ((0, 4, "weights"), (1, 3, "weights"), (0, 3, "structure")):
-        assert not same(first, course.batch(seed, step, part))  # type: ignore[arg-type]
+    others: list[tuple[int, int, Part]] = [(0, 4, "weights"), (1, 3, "weights"), (0, 3, "structure")]
+    for seed, step, part in others:
+        assert not same(first, course.batch(seed, step, part))
     assert same(first, course.batch(0, 3))
     assert same(first, fresh.batch(0, 3))
 
 
 def test_weights_and_structure_see_different_images(shop: Workshop) -> None:
-    assert isinstance(shop.world, ScenesWorld)
+    assert isinstance(shop.world, Drawn)
     course = shop.world.course("grounding")
     pixels = shop.world.data("train").pixels(np.arange(60))
     place = {image.tobytes(): number for number, image in enumerate(pixels)}
     assert len(place) == 60
-    seen: dict[str, set[int]] = {"weights": set(), "structure": set()}
+    seen: dict[Part, set[int]] = {"weights": set(), "structure": set()}
     for step in range(60):
         for part, images in seen.items():
-            rows = [place[image.tobytes()] for image in course.batch(0, step, part)["pixel_values"]]  # type: ignore[arg-type]
+            rows = [place[image.tobytes()] for image in course.batch(0, step, part)["pixel_values"]]
             assert len(set(rows)) == 4
             images |= set(rows)
     assert seen == {"weights": set(range(54)), "structure": set(range(54, 60))}

@@ -13,11 +13,10 @@ pytest.importorskip("PIL")
 
 from inarch.learning.config import ScenesSettings, SpritesSettings
 from inarch.learning.models.registry import Config, build
-from inarch.learning.tasks import sprites_world
 from inarch.learning.tasks.drawn import Drawn, attribute_words
 from inarch.learning.tasks.mdetr_trainee import MdetrTrainee
 from inarch.learning.tasks.scenes.words import SCENES
-from inarch.learning.tasks.scenes_world import ScenesWorld
+from inarch.learning.tasks.sprites import package
 from inarch.learning.tasks.sprites.package import measure
 from inarch.learning.tasks.sprites.words import SPRITES
 from inarch.learning.tasks.sprites_world import SpritesWorld
@@ -38,7 +37,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = make_packages(tmp_path_factory.mktemp("emoji"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INARCH_SPRITES", str(home))
-        patch.setattr(sprites_world, "PINS", measure(home))
+        patch.setattr(package, "PINS", measure(home))
         yield home
 
 
@@ -91,8 +90,8 @@ def test_cells_have_the_attributes_that_words_name(task: str) -> None:
     assert world.grid == 8
     trainee = world.course("grounding").trainee(build(world.fitted(MDETR)))
     assert isinstance(trainee, MdetrTrainee)
-    attributes = list(world.language.attributes)
-    assert trainee.words.shape == (max(80, len(world.language.words)), len(attributes))
+    attributes = list(world.source.language.attributes)
+    assert trainee.words.shape == (max(80, len(world.source.language.words)), len(attributes))
     rows = np.array([4, 9, 2])
     owner, scenes = world.data("train").cells(rows, 8), world.data("train").scenes
     assert (owner >= 0).any(1).all()
@@ -143,9 +142,9 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InarchError, match=r"scenes have no split 'style' \(there are train, test, unseen"):
         opened("scenes", "mdetr").task("vqa", "style")
     with pytest.raises(InarchError, match="patch"):
-        ScenesWorld(ScenesSettings(side=50), MDETR).fitted(MDETR)
+        Drawn(ScenesSettings(side=50), MDETR).fitted(MDETR)
     with pytest.raises(InarchError, match="multiple of 32"):
-        ScenesWorld(ScenesSettings(side=48), GLIP).fitted(GLIP)
+        Drawn(ScenesSettings(side=48), GLIP).fitted(GLIP)
 
 
 def test_sprites_without_packages_say_what_to_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,14 +101,14 @@ DRAWN = [*TINY, "--level", "easy", *(part for name in ("scenes=60", "texts=2", "
 def emoji(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packages of made-up emoji, where the environment says."""
     pytest.importorskip("PIL")
-    from inarch.learning.tasks import sprites_world
+    from inarch.learning.tasks.sprites import package
     from inarch.learning.tasks.sprites.package import measure
 
     from tests.learning.tasks.emoji import make_packages
 
     home = make_packages(tmp_path / "emoji")
     monkeypatch.setenv("INARCH_SPRITES", str(home))
-    monkeypatch.setattr(sprites_world, "PINS", measure(home))
+    monkeypatch.setattr(package, "PINS", measure(home))
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,6 @@ def test_a_runs_samples_are_those_that_it_is_judged_by(case: Case, tmp_path: Pat
     pytest.importorskip("torch")
     pytest.importorskip("pycocotools")
     from inarch.learning.config import ScenesSettings, SpritesSettings
-    from inarch.learning.tasks import sprites_world
     from inarch.learning.tasks.worlds import open_world
 
     from tests.learning.tiny import GLIP, MDETR
@@ -123,11 +122,9 @@ def test_a_runs_samples_are_those_that_it_is_judged_by(case: Case, tmp_path: Pat
     world, kind, split, family = case
     model = deployed.glip() if family == "glip" else deployed.mdetr(64, answers=answers_of(world))
     settings = (ScenesSettings if world == "scenes" else SpritesSettings).model_validate(DATA)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sprites_world, "PINS", package.PINS)
-        theirs = open_world(settings, GLIP if family == "glip" else MDETR).task(kind, split)
-        mine = opened(Wanted(task=kind, run=run_folder(tmp_path / "run", world), split=split), model)
-        same(mine.task, theirs, model)
+    theirs = open_world(settings, GLIP if family == "glip" else MDETR).task(kind, split)
+    mine = opened(Wanted(task=kind, run=run_folder(tmp_path / "run", world), split=split), model)
+    same(mine.task, theirs, model)
     assert mine.samples == {"world": world, "kind": kind, "split": split, **DATA}
     assert all(mine.texts(mine.task.samples))
 
