@@ -39,16 +39,16 @@ def importance(
         place: the device, and in which precision the trainee computes.
     """
     parameters = dict(trainee.get_submodule("model").named_parameters())
+    learned = {name: value for name, value in parameters.items() if value.requires_grad}
+    still = {name: torch.zeros_like(value) for name, value in parameters.items() if name not in learned}
     sums = {key: torch.zeros(spec.heads * spec.per_head, device=place.device) for key, spec in space.axes.items()}
     count = 0
     for batch in batches:
         with place.autocast():
             losses = trainee(batch)
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
-        names = [name for name, parameter in parameters.items() if parameter.requires_grad]
-        found: tuple[Tensor | None, ...] = torch.autograd.grad(total, [parameters[name] for name in names], allow_unused=True)
-        gradients = {name: torch.zeros_like(value) for name, value in parameters.items()}
-        gradients |= {name: value for name, value in zip(names, found, strict=True) if value is not None}
+        found = torch.autograd.grad(total, list(learned.values()), allow_unused=True, materialize_grads=True)
+        gradients = still | dict(zip(learned, found, strict=True))
         with torch.no_grad():
             for key in space.axes:
                 out = units.slots[key][0].columns

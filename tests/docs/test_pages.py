@@ -19,6 +19,7 @@ from inarch.structure.plan import dump_plan, lint_text, parse_plan
 from inarch.tools.benchmarks.twin import TwinEncoders
 from inarch.tools.towers import save_model
 
+from tests.docs.pages import blocks, prose, work_in
 from tests.tools import conftest, test_cli_page
 from tests.tools.conftest import Run
 from tests.zoo import build
@@ -33,13 +34,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.
 BLOCKS = {"tutorial.md": 1, "plan.md": 1, "exactness.md": 1, "passes.md": 3, "coupling.md": 3, "faq.md": 0}
 """Python blocks of the pages that are run here."""
 
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-
-
-def blocks(page: Path, *fences: str) -> list[str]:
-    """The text of a page's blocks with one of these words after the fence."""
-    return [text for fence, text in _FENCE.findall(page.read_text(encoding="utf-8")) if fence in fences]
 
 
 def lines(page: Path, *fences: str) -> Iterator[str]:
@@ -80,10 +75,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with those files."""
-    for path in made.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return work_in(tmp_path, made, monkeypatch)
 
 
 def do(line: str, run: Run) -> None:
@@ -142,7 +134,7 @@ def slug(title: str) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
-    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    text = prose(page)
     broken = []
     for link in _LINK.findall(text):
         if re.match(r"[a-z]+:", link):
@@ -152,7 +144,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         if not target.exists() or not target.is_relative_to(ROOT):
             broken.append(link)
         elif anchor:
-            titles = re.findall(r"^#+ (.*)$", _FENCE.sub("", target.read_text(encoding="utf-8")), re.MULTILINE)
+            titles = re.findall(r"^#+ (.*)$", prose(target), re.MULTILINE)
             if anchor not in map(slug, titles):
                 broken.append(link)
     assert not broken

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +13,8 @@ from inarch.api import discover
 from inarch.tools.benchmarks.sharing import half_shared
 from inarch.tools.benchmarks.twin import OUTPUT, TwinEncoders
 from inarch.tools.towers import save_model
+
+from tests.docs.pages import blocks, work_in
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -41,18 +42,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with those files in it."""
-    for path in models.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return work_in(tmp_path, models, monkeypatch)
 
 
 def run(page: str) -> SimpleNamespace:
     """Run a page's blocks; what they left behind."""
-    blocks = re.findall(r"^```python\n(.*?)^```", (RECIPES / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == BLOCKS[page]
+    found = blocks(RECIPES / page, "python")
+    assert len(found) == BLOCKS[page]
     names: dict[str, Any] = {"__name__": "page"}
-    for number, block in enumerate(blocks, 1):
+    for number, block in enumerate(found, 1):
         exec(compile(block, f"{page}, block {number}", "exec"), names)
     return SimpleNamespace(**names)
 
