@@ -71,7 +71,7 @@ def to_half(model: ir.Model, keep: Callable[[ir.Node], bool] | None = None) -> H
     if work.functions:
         work = InlinePass()(work).model
     RemoveInitializersFromInputsPass()(work)
-    _infer(work)
+    RefreshShapes()(work)
     wanted = signature(work)
     halved = _Halving(work, keep or (lambda node: False)).run()
     work.metadata_props[QUANTISED] = json.dumps(
@@ -79,18 +79,6 @@ def to_half(model: ir.Model, keep: Callable[[ir.Node], bool] | None = None) -> H
     )
     verify_model(work, "to-half", expect=wanted)
     return halved
-
-
-def _infer(model: ir.Model) -> None:
-    """Fill in missing types and shapes. No size changes here, so one that the exporter knew stays, where onnx infers none."""
-    values = [value for node in model.graph.all_nodes() for value in node.outputs]
-    known = {value: value.shape for value in values if value.shape is not None}
-    RefreshShapes()(model)
-    for value, shape in known.items():
-        if value.shape is None:
-            value.shape = shape
-        elif len(value.shape) == len(shape):
-            value.shape = ir.Shape([old if isinstance(old, int) else new for old, new in zip(shape, value.shape, strict=True)])
 
 
 @dataclass

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 @dataclass(frozen=True)
 class RefreshShapes(ir.passes.InPlacePass):
-    """Forget the shapes of all values inside graphs and infer them anew; what cannot be inferred stays unknown.
+    """Infer the shapes of all values inside graphs anew; what cannot be inferred stays as far as it was a number.
 
     Before (W was sliced, h is stale)::
 
@@ -25,7 +25,8 @@ class RefreshShapes(ir.passes.InPlacePass):
         x[N,8] -- MatMul(W[8,20]) -- h[N,20] -- Relu -- a[N,20] -- MatMul(V[20,8]) -- y[N,8]
 
     Shapes of graph inputs, graph outputs and initializers are declarations, and stay; so do all types (but a missing one is
-    filled in). The inference is that of onnx, on the graph without its weights. O(#nodes).
+    filled in). The inference is that of onnx, on the graph without its weights. Where it finds no size, the one that an exporter
+    knew stays, or that a pass gave a value which it made: outside of what passes rewrite no size changes. O(#nodes).
 
     Attributes:
         constant_bytes: constants up to this size are shown to the inference, since they may be shapes.
@@ -45,9 +46,11 @@ class RefreshShapes(ir.passes.InPlacePass):
         with _without_data(model, self.constant_bytes):
             proto = ir.serde.serialize_model(model)
         inferred = _infer(proto)
+        declared = {str(size) for value in (*model.graph.inputs, *model.graph.outputs) for size in value.shape or ()}
         if inferred is not None:
-            declared = {str(size) for value in (*model.graph.inputs, *model.graph.outputs) for size in value.shape or ()}
             _merge(model.graph, inferred.graph, declared)
+        for value, shape, _ in before:
+            value.shape = _filled(value.shape, shape, declared)
         changed = any(value.shape != shape or value.type != kind for value, shape, kind in before)
         return ir.passes.PassResult(model, modified=changed)
 
@@ -86,6 +89,19 @@ def _merge(graph: ir.Graph, proto: onnx.GraphProto, declared: Collection[str]) -
             elif attribute.type == onnx.AttributeProto.GRAPHS:
                 for inner, inner_proto in zip(node.attributes[attribute.name].as_graphs(), attribute.graphs, strict=True):
                     _merge(inner, inner_proto, declared)
+
+
+def _filled(found: ir.Shape | None, known: ir.Shape | None, declared: Collection[str]) -> ir.Shape | None:
+    """A shape as it was inferred, with the sizes that were known before where there is none."""
+    if known is None or (found is not None and len(found) != len(known)):
+        return found
+    kept = [size if isinstance(size, int) or str(size) in declared else None for size in known]
+    if found is None:
+        return ir.Shape(kept)
+    return ir.Shape(
+        old if new is None or (isinstance(new, ir.SymbolicDim) and new.value is None) else new
+        for new, old in zip(found, kept, strict=True)
+    )
 
 
 @contextmanager

@@ -171,6 +171,12 @@ class _Call:
             old.name = self.editor.fresh(f"{name}.replaced")
             new.name = name
 
+    def _size(self, old: ir.Value, new: ir.Value, key: Key) -> None:
+        """Give a version the sizes that are known of it: a Reshape to computed sizes hides them from shape inference."""
+        if self.region.layout(old) is not None:
+            _, sizes = self.cuts.sizes(old, self.w.selection(key))
+            new.shape = ir.Shape(size.value for size in sizes)
+
     def _typed(self, node: ir.Node) -> None:
         """A node that reads the type of a value of the region and none of its numbers: any version tells it."""
         for position, value in enumerate(node.inputs):
@@ -303,6 +309,7 @@ class _Call:
             if plain in versions:
                 part = self.editor.node(node, "Add", [versions[plain], part], hint=str(out.name)).outputs[0]
             versions[plain] = part
+            self._size(out, part, plain)
         self._leave(out)
 
     def _leave(self, out: ir.Value) -> None:
@@ -425,6 +432,7 @@ class _Call:
                 clone.attributes["split"] = ir.AttrInt64s("split", sizes)
             for old, new in zip(node.outputs, clone.outputs, strict=True):
                 self.made[old][key] = new
+                self._size(old, new, key)
         for value in node.outputs:
             self._leave(value)
 

@@ -25,6 +25,7 @@ from inarch.structure.resolve import AxisDecision, build_plan, resolve
 from inarch.structure.units import parse_sequence
 
 from tests.contract.test_equivalence import SMALL_COST, model_of, pairs_of
+from tests.onnx_text import model_of as text_model
 from tests.passes.case import COST, array, case_of, ffns, keep, proto, share
 from tests.zoo import build
 from tests.zoo.check import inputs_of, mismatches, run_all
@@ -221,3 +222,46 @@ def test_every_refusal_is_an_inarch_error() -> None:
     for form in ("swiglu", "gqa", "tied_layers"):
         with pytest.raises(InarchError):
             compile_model(build(form, 0).model, plan, None)
+
+
+def attention_of_hidden_heads() -> ir.Model:
+    """An attention whose heads are counted by -1, between sizes of another input: only its exporter knew how many there are."""
+    body = """
+        s = Shape (m)
+        lead = Slice (s, zero, two)
+        split = Concat <axis = 0> (lead, minus, four)
+        together = Concat <axis = 0> (lead, minus)"""
+    for name in "qkv":
+        body += f"""
+        {name}1 = MatMul (x, w{name})
+        {name}2 = Reshape ({name}1, split)
+        {name} = Transpose <perm = [{"0, 2, 3, 1" if name == "k" else "0, 2, 1, 3"}]> ({name}2)"""
+    body += """
+        scores = MatMul (q, k)
+        scaled = Mul (scores, half)
+        weights = Softmax <axis = -1> (scaled)
+        seen = MatMul (weights, v)
+        back = Transpose <perm = [0, 2, 1, 3]> (seen)
+        flat = Reshape (back, together)
+        o = MatMul (flat, wo)
+        y = Add (o, x)"""
+    weights = ", ".join(f"float[16,16] w{name}" for name in "qkvo")
+    constants = "int64[1] zero = {0}, int64[1] two = {2}, int64[1] minus = {-1}, int64[1] four = {4}, float half = {0.5}"
+    model = text_model(
+        body, inputs="float[B,S,16] x, float[C,T,2] m", outputs="float[B,S,16] y", weights=f"{weights}, {constants}"
+    )
+    values = ir.convenience.create_value_mapping(model.graph)
+    for name in "qkv":
+        values[f"{name}2"].shape = ir.Shape(["B", "S", 4, 4])
+    values["flat"].shape = ir.Shape(["B", "S", 16])
+    return model
+
+
+def test_sizes_that_only_the_exporter_knew_are_known_of_the_compiled_model() -> None:
+    model = attention_of_hidden_heads()
+    (name,) = (site.name for site in discover(model).table.sites)
+    case = case_of(model, {name: {"head": keep("0,2-3"), "qk": keep("0-1,4-5,8-9,12-13")}})
+    result = compile_model(model, case.plan, None, cost=COST)
+    (site,) = discover(result.model).table.sites
+    assert (site.kind, site.heads, site.axes["qk"].per_head, site.axes["vo"].per_head) == ("msa", 3, 2, 4)
+    assert not case.wrong(result.model, {"C": 2, "T": 3})

@@ -171,7 +171,7 @@ def test_weights_are_not_read() -> None:
     assert isinstance(weight.const_value, ir.LazyTensor)
 
 
-def test_what_cannot_be_inferred_is_unknown_and_types_stay() -> None:
+def test_what_cannot_be_inferred_stays_as_far_as_it_is_a_number() -> None:
     model = parse("""
 <ir_version: 9, opset_import: ["" : 17, "com.example" : 1]>
 g (float[N,8] x) => (float[N,8] y)
@@ -184,18 +184,17 @@ g (float[N,8] x) => (float[N,8] y)
     y = Add(t, x)
 }
 """)
-    value(model, "h").shape = ir.Shape(["N", 99])
+    value(model, "h").shape = ir.Shape(["N", "M", 8])
     value(model, "h").type = ir.TensorType(ir.DataType.FLOAT)
-    value(model, "t").shape = ir.Shape(["N", 99])
     value(model, "s").type = ir.SequenceType(ir.TensorType(ir.DataType.FLOAT))
-    value(model, "e").shape = ir.Shape([5, 5, 5])
     assert RefreshShapes()(model).modified
-    assert value(model, "h").shape is None
+    # M may be a name that an exporter made up for sizes that differ; N is declared.
+    assert value(model, "h").shape == ir.Shape(["N", None, 8])
     assert value(model, "t").shape is None
     assert value(model, "h").dtype == ir.DataType.FLOAT
     assert isinstance(value(model, "s").type, ir.SequenceType)
-    assert value(model, "e").shape != ir.Shape([5, 5, 5])
     assert value(model, "y").shape == ir.Shape(["N", 8])
+    assert not RefreshShapes()(model).modified
 
 
 def test_shapes_inside_subgraphs_are_refreshed_and_large_constants_kept() -> None:
