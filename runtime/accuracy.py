@@ -73,6 +73,16 @@ class Evaluation:
         """The main metric."""
         return self.overall[self.headline]
 
+    @property
+    def metric(self) -> str:
+        """The score that samples are compared by: the headline where it is one, else the first."""
+        return self.headline if self.headline in self.scores else next(iter(self.scores))
+
+    @property
+    def compared(self) -> npt.NDArray[np.float64]:
+        """That score, [N]."""
+        return self.scores[self.metric]
+
 
 def evaluate(
     model: Model, task: Task, *, batch: int = 256, limit: int | None = None, progress: Progress | None = None
@@ -176,7 +186,7 @@ class Comparison:
 
     Attributes:
         first, second: the models' evaluations.
-        metric: the score that samples are compared by: the headline where it is one, else the first.
+        metric: the score that samples are compared by (:attr:`Evaluation.metric`).
         metrics: every score -> its paired difference, second less first.
         better, worse: samples that the second does better or worse by ``metric``, in order.
     """
@@ -225,7 +235,7 @@ def compare(first: Evaluation, second: Evaluation, *, confidence: float = 0.95) 
         )
     if counts[0] < 2:
         raise RuntimeFailure("one sample is too few to compare models by", where=first.task)
-    metric = first.headline if first.headline in first.scores else next(iter(first.scores))
+    metric = first.metric
     apart = second.scores[metric] - first.scores[metric]
     metrics = {name: paired(first.scores[name], second.scores[name], confidence=confidence) for name in first.scores}
     return Comparison(first, second, metric, metrics, np.flatnonzero(apart > 0), np.flatnonzero(apart < 0))

@@ -32,7 +32,7 @@ KEEP = 0.62
 STEPS = "2000,900,600"
 """Steps of dense pre-training, of learning the structure, and of tuning: what 2 cores do in a few minutes."""
 
-JUDGED = "inarch evaluate compiled.onnx --against dense/model.onnx --run . --json > evaluation.json"
+JUDGED = "inarch evaluate compiled.onnx --against dense/model.onnx --run . --examples examples.json --json > evaluation.json"
 BATCH = 256
 
 MARGIN = 1e-4

@@ -68,6 +68,25 @@ class Running:
     limit: int | None = None
 
 
+@dataclass(frozen=True)
+class Files:
+    """The files that are read and written.
+
+    Attributes:
+        model: what is asked about, or
+        stored: what it said.
+        against: what it is compared with: a model, or what that one said.
+        predictions: where it is written what the model says.
+        examples: where samples to look at are written.
+    """
+
+    model: Path | None = None
+    stored: Path | None = None
+    against: Path | None = None
+    predictions: Path | None = None
+    examples: Path | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """What a command found.
@@ -118,6 +137,15 @@ def run(
         Path | None,
         typer.Option("--predictions", metavar="FILE.npz", help="Store what MODEL says of every sample.", show_default="nowhere"),
     ] = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option(
+            "--examples",
+            metavar="FILE.json",
+            help="With --against: samples with both answers, for the report.",
+            show_default="none",
+        ),
+    ] = None,
     changed: Annotated[
         int, typer.Option("--changed", metavar="N", min=0, help="List so many changed samples, worse ones first.")
     ] = 0,
@@ -142,9 +170,10 @@ def run(
     """
     wanted = Wanted(task, run_folder, split, level, side, seed, annotations, images, tokenizer, answers, short, longest)
     running = Running(provider, exact, batch, limit)
-    _check(model, stored, against, wanted, predictions, at_most_lost, agree)
+    files = Files(model, stored, against, predictions, examples)
+    _check(files, wanted, at_most_lost, agree)
     with render.progress(quiet=json) as report:
-        found = outcome(model, stored, against, wanted, running, predictions, report)
+        found = outcome(files, wanted, running, report)
     found = judged(found, at_most_lost, agree)
     if json:
         render.emit_json({"format": "inarch.evaluation/1", **as_data(found)})
@@ -154,22 +183,18 @@ def run(
         raise typer.Exit(FAILED)
 
 
-def _check(
-    model: Path | None,
-    stored: Path | None,
-    against: Path | None,
-    wanted: Wanted,
-    predictions: Path | None,
-    at_most_lost: float | None,
-    agree: float | None,
-) -> None:
-    if (model is None) == (stored is None):
+def _check(files: Files, wanted: Wanted, at_most_lost: float | None, agree: float | None) -> None:
+    stored, against = files.stored, files.against
+    if (files.model is None) == (stored is None):
         raise InarchError("give either a model or --from FILE.npz", where="MODEL")
-    if stored is not None and (wanted.given or predictions is not None):
+    if stored is not None and (wanted.given or files.predictions is not None):
         raise InarchError("stored predictions have a task already", where="--from", hint="leave out --task, --run, --predictions")
-    if against is None and (at_most_lost is not None or agree is not None):
-        name = "--at-most-lost" if at_most_lost is not None else "--agree"
-        raise InarchError("there is nothing to compare with", where=name, hint="give --against FILE")
+    if stored is not None and files.examples is not None:
+        raise InarchError("stored predictions have no images", where="--examples", hint="give a model and its task")
+    needing = {"--at-most-lost": at_most_lost, "--agree": agree, "--examples": files.examples}
+    asked = [name for name, value in needing.items() if value is not None]
+    if against is None and asked:
+        raise InarchError("there is nothing to compare with", where=asked[0], hint="give --against FILE")
     if stored is not None and against is not None and not _is_stored(against):
         raise InarchError("stored predictions are compared with stored ones", where="--against", hint="give a .npz file")
 
@@ -178,42 +203,40 @@ def _is_stored(path: Path) -> bool:
     return path.suffix == ".npz"
 
 
-def outcome(
-    model: Path | None,
-    stored: Path | None,
-    against: Path | None,
-    wanted: Wanted,
-    running: Running,
-    predictions: Path | None,
-    report: render.Report,
-) -> Outcome:
+def outcome(files: Files, wanted: Wanted, running: Running, report: render.Report) -> Outcome:
     """Judge the model, and what it is compared with; what the model says is stored before the other one is run.
 
     Raises:
-        InarchError: a file cannot be read, the task is none, a model does not fit it, or two files are of other samples.
+        InarchError: a file cannot be read or written, the task is none, a model does not fit it, or two files are of other
+            samples.
     """
     from inarch.runtime.accuracy import compare
     from inarch.runtime.predictions import load_predictions, save_predictions
+    from inarch.tools.report_examples import write_examples
 
     subject: Subject | None = None
     placement: Placement | None = None
-    if model is not None:
-        second, subject, placement = judge(model, wanted, running, report)
-        if predictions is not None:
-            save_predictions(second, predictions)
+    if files.model is not None:
+        second, subject, placement = judge(files.model, wanted, running, report)
+        if files.predictions is not None:
+            save_predictions(second, files.predictions)
     else:
-        assert stored is not None
-        second = cut(load_predictions(stored), running.limit)
-    if against is None:
+        assert files.stored is not None
+        second = cut(load_predictions(files.stored), running.limit)
+    if files.against is None:
         return Outcome(second, placement=placement)
-    if _is_stored(against):
-        first = cut(load_predictions(against), running.limit)
+    if _is_stored(files.against):
+        first = cut(load_predictions(files.against), running.limit)
     else:
-        first, _, _ = judge(against, wanted, running, report, subject)
+        first, _, _ = judge(files.against, wanted, running, report, subject)
     if dict(first.samples) != dict(second.samples):
         names = sorted(key for key in {**first.samples, **second.samples} if first.samples.get(key) != second.samples.get(key))
         raise RuntimeFailure(f"the two were judged on other samples: they differ in {', '.join(names)}", where="--against")
-    return Outcome(second, first, compare(first.evaluation, second.evaluation), placement)
+    found = Outcome(second, first, compare(first.evaluation, second.evaluation), placement)
+    if files.examples is not None:
+        assert subject is not None
+        write_examples(files.examples, subject.task, first.evaluation, second.evaluation)
+    return found
 
 
 def judge(

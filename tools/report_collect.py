@@ -333,5 +333,6 @@ def _missing(run: RunFolder, source: Path | None) -> list[Missing]:
         command = "inarch bench dense.onnx compiled.onnx --json > bench.json"
         absent.append(Missing("speed", "Latency and memory were not measured.", command))
     if not run.examples:
-        absent.append(Missing("examples", "There are no answers to look at; a demo writes some.", "inarch demo"))
+        command = "inarch evaluate compiled.onnx --against dense.onnx --task TASK --examples examples.json"
+        absent.append(Missing("examples", "There are no answers to look at.", command))
     return absent

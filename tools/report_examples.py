@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from inarch.structure.errors import InarchError
+from inarch.structure.files import whole
+from inarch.tools.report_pictures import Pictures, pictures_of
+
 if TYPE_CHECKING:
-    from inarch.learning.tasks.easy_vqa import EasyVqaTask
-    from inarch.learning.tasks.scenes.task import ScenesTask
-    from inarch.runtime.accuracy import Arrays, Evaluation, Task
+    from inarch.runtime.accuracy import Evaluation, Task
 
 MOST = 15
 """Examples of one task: enough to look through, and little beside the page's other contents."""
@@ -24,50 +26,6 @@ CHANGED = 8
 
 SIDE = 256
 """Larger images are made smaller: they stand in the page."""
-
-
-@dataclass(frozen=True, eq=False)
-class Shown:
-    """One sample as a person sees it.
-
-    Attributes:
-        image: [height, width, 3], 0 to 255.
-        text: the expression or the question.
-        sort: what sort of text it is, or empty.
-        boxes: what is looked for, [n, 4] left, top, right, bottom in parts of the image; empty for a question.
-        answer: the right answer, or None.
-    """
-
-    image: npt.NDArray[np.uint8]
-    text: str
-    sort: str
-    boxes: npt.NDArray[np.floating[Any]]
-    answer: str | None = None
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """How a task's samples and a model's predictions are shown.
-
-    Attributes:
-        show: from a sample's place to what a person sees.
-        boxes: from predictions and a place to a model's boxes, as in :class:`Shown`.
-        answer: from predictions and a place to a model's answer.
-    """
-
-    show: Callable[[int], Shown]
-    boxes: Callable[[Arrays, int], npt.NDArray[np.floating[Any]]]
-    answer: Callable[[Arrays, int], str | None]
-
-
-def pictures_of(task: Task) -> Pictures | None:
-    """How to show a task's samples; None for a task that has no pictures here."""
-    from inarch.learning.tasks.easy_vqa import EasyVqaTask
-    from inarch.learning.tasks.scenes.task import ScenesTask
-
-    if isinstance(task, ScenesTask):
-        return _of_scenes(task)
-    return _of_easy_vqa(task) if isinstance(task, EasyVqaTask) else None
 
 
 def examples_of(task: Task, dense: Evaluation, compiled: Evaluation, *, seed: int = 0, most: int = MOST) -> dict[str, Any] | None:
@@ -85,7 +43,7 @@ def examples_of(task: Task, dense: Evaluation, compiled: Evaluation, *, seed: in
     pictures = pictures_of(task)
     if pictures is None:
         return None
-    first, second = dense.scores[task.headline], compiled.scores[task.headline]
+    first, second = dense.compared, compiled.compared
     rows = choose(first, second, seed=seed, most=most)
     changed = first != second
     return {
@@ -97,8 +55,25 @@ def examples_of(task: Task, dense: Evaluation, compiled: Evaluation, *, seed: in
         ),
         "samples": len(first),
         "changed": int(changed.sum()),
-        "examples": [_example(pictures, row, dense, compiled, task.headline) for row in rows],
+        "examples": [_example(pictures, row, dense, compiled) for row in rows],
     }
+
+
+def write_examples(path: Path, task: Task, dense: Evaluation, compiled: Evaluation, *, seed: int = 0) -> bool:
+    """Write :func:`examples_of` to a JSON file, whole or not at all; False, and no file, where there are none.
+
+    Raises:
+        InarchError: the file cannot be written.
+    """
+    examples = examples_of(task, dense, compiled, seed=seed)
+    if examples is None:
+        return False
+    try:
+        with whole(path) as draft:
+            draft.write_text(json.dumps(examples, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InarchError(f"cannot be written: {error.strerror or error}", where=str(path)) from error
+    return True
 
 
 def choose(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64], *, seed: int, most: int) -> list[int]:
@@ -109,94 +84,44 @@ def choose(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64], *, s
     return [int(row) for row in (*differ, *same)]
 
 
-def _example(pictures: Pictures, row: int, dense: Evaluation, compiled: Evaluation, headline: str) -> dict[str, Any]:
+def _example(pictures: Pictures, row: int, dense: Evaluation, compiled: Evaluation) -> dict[str, Any]:
     shown = pictures.show(row)
     said: dict[str, Any] = {"truth": {"boxes": _plain(shown.boxes), "answer": shown.answer}}
     for name, found in (("dense", dense), ("compiled", compiled)):
         said[name] = {
             "boxes": _plain(pictures.boxes(found.predictions, row)),
             "answer": pictures.answer(found.predictions, row),
-            "right": bool(found.scores[headline][row] >= 1),
+            "right": _right(float(found.compared[row])),
         }
     height, width = shown.image.shape[:2]
     return {
         "row": row,
         "text": shown.text,
         "sort": shown.sort,
-        "image": png_uri(shown.image),
+        "image": image_uri(shown.image),
         "width": width,
         "height": height,
         **said,
-        "changed": bool(dense.scores[headline][row] != compiled.scores[headline][row]),
+        "changed": bool(dense.compared[row] != compiled.compared[row]),
     }
 
 
-def png_uri(image: npt.NDArray[np.uint8]) -> str:
-    """An image [height, width, 3] as a PNG in a ``data:`` URI, at most :data:`SIDE` pixels a side."""
+def _right(score: float) -> bool | None:
+    """Whether a score is that of a right answer; None between right and wrong."""
+    return bool(score) if score in (0.0, 1.0) else None
+
+
+def image_uri(image: npt.NDArray[np.uint8]) -> str:
+    """An image [height, width, 3] in a ``data:`` URI, at most :data:`SIDE` pixels a side: exact, or a JPEG of a larger one."""
     from PIL import Image
 
     picture = Image.fromarray(image)
+    form = "PNG" if max(picture.size) <= SIDE else "JPEG"
     picture.thumbnail((SIDE, SIDE))
     with io.BytesIO() as file:
-        picture.save(file, "PNG", optimize=True)
-        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        picture.save(file, form, optimize=True)
+        return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _plain(boxes: npt.NDArray[np.floating[Any]]) -> list[list[float]]:
     return [[round(float(value), 4) for value in box] for box in boxes]
-
-
-_NO_BOXES = np.empty((0, 4))
-
-
-def _of_scenes(task: ScenesTask) -> Pictures:
-    """Scenes and sprites: pictures, words and boxes are at hand."""
-    from inarch.learning.tasks.boxes import to_corners
-    from inarch.learning.tasks.scenes.words import SCENES
-    from inarch.learning.tasks.sprites.words import SPRITES
-
-    language = SPRITES if task.label.startswith("sprites") else SCENES
-    each = task.texts.ids.shape[1]
-
-    def targets(row: int) -> npt.NDArray[np.int64]:
-        found: npt.NDArray[np.int64] = task.texts.targets[row // each, row % each]
-        return found
-
-    def show(row: int) -> Shown:
-        scene, pick = divmod(row, each)
-        wanted = targets(row)
-        boxes = to_corners(task.data.scenes.boxes[scene, wanted[wanted >= 0]])
-        answer = int(task.texts.answers[scene, pick])
-        return Shown(
-            task.data.images[scene],
-            language.decode(task.texts.ids[scene, pick].tolist()),
-            str(task.texts.kinds[scene, pick]),
-            _NO_BOXES if task.kind == "vqa" else boxes,
-            language.answers[answer] if task.kind == "vqa" else None,
-        )
-
-    def boxes(said: Arrays, row: int) -> npt.NDArray[np.floating[Any]]:
-        if task.kind == "vqa":
-            return _NO_BOXES
-        # Of an expression the best box alone; of a caption one for each phrase that there is.
-        found = said["boxes"][row]
-        return to_corners(found[targets(row) >= 0] if task.kind == "grounding" else found[:1])
-
-    return Pictures(show, boxes, _answers(language.answers))
-
-
-def _of_easy_vqa(task: EasyVqaTask) -> Pictures:
-    data = task.data
-
-    def show(row: int) -> Shown:
-        answer = data.classes[int(data.answers[row])]
-        return Shown(data.images[int(data.image[row])], data.questions[row], "", _NO_BOXES, answer)
-
-    return Pictures(show, lambda said, row: _NO_BOXES, _answers(data.classes))
-
-
-def _answers(classes: Sequence[str]) -> Callable[[Arrays, int], str | None]:
-    def answer(said: Arrays, row: int) -> str | None:
-        return classes[int(said["answer"][row])] if "answer" in said else None
-
-    return answer

@@ -325,7 +325,7 @@ class Example(Loose):
 
     Attributes:
         text: the expression or the question.
-        image: a PNG as a ``data:`` URI.
+        image: a PNG or a JPEG as a ``data:`` URI.
         width, height: of the image, in pixels.
         sort: what sort of text it is.
         truth, dense, compiled: boxes or an answer each.

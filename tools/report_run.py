@@ -100,15 +100,13 @@ def write_accuracy(folder: Path, task: Task, outcome: Outcome, *, seed: int = 0)
     """
     from inarch.runtime.predictions import save_predictions
     from inarch.tools.evaluate import as_data
-    from inarch.tools.report_examples import examples_of
+    from inarch.tools.report_examples import write_examples
 
     assert outcome.first is not None
     write(folder, EVALUATION, {"format": "inarch.evaluation/1", **as_data(outcome)})
     for name, found in (("dense", outcome.first), ("compiled", outcome.second)):
         save_predictions(found, folder / PREDICTIONS.format(name))
-    examples = examples_of(task, outcome.first.evaluation, outcome.second.evaluation, seed=seed)
-    if examples is not None:
-        write(folder, EXAMPLES, examples)
+    write_examples(folder / EXAMPLES, task, outcome.first.evaluation, outcome.second.evaluation, seed=seed)
 
 
 def write_run(

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inarch.learning.tasks.boxes import Floats, coco_to_corners, giou, iou, to_corners
-from inarch.learning.tasks.coco_files import GQA_TYPES, UNKNOWN, CocoFile, GqaFile, GqaType, ImageRow, ReferringFile
+from inarch.learning.tasks.coco_files import GQA_TYPES, UNKNOWN, BoxRow, CocoFile, GqaFile, GqaType, ImageRow, ReferringFile
 from inarch.learning.tasks.coco_images import MDETR, Preparation, Size, Tokenizer, batch_images, encode_texts, read_image
 from inarch.learning.tasks.coco_scores import average_precision, coco_metrics
 from inarch.runtime.accuracy import Arrays
@@ -213,13 +213,18 @@ class Gqa:
         """``accuracy``, ``type_accuracy`` and ``text_accuracy``: 1 or 0, [n]."""
         types, answers = predictions["type"], predictions["answer"]
         typed = types == self.types[rows]
-        said = [self._words[kind].get(answer) for kind, answer in zip(types.tolist(), answers.tolist(), strict=True)]
+        said = self.words(predictions)
         wanted = [self.file.questions[row].answer for row in rows]
         return {
             "accuracy": (typed & (answers == self.answers[rows])).astype(np.float64),
             "type_accuracy": typed.astype(np.float64),
             "text_accuracy": np.asarray([a == b for a, b in zip(said, wanted, strict=True)], np.float64),
         }
+
+    def words(self, predictions: Arrays) -> list[str | None]:
+        """What is answered, [n]; None for a class that its type's vocabulary does not have."""
+        said = zip(predictions["type"].tolist(), predictions["answer"].tolist(), strict=True)
+        return [self._words[kind].get(answer) for kind, answer in said]
 
     def overall(self, predictions: Arrays) -> dict[str, float]:
         """Nothing: every metric is a mean."""
@@ -321,12 +326,15 @@ class Detection:
         if len(strange):
             raise RuntimeFailure(f"label {strange[0]} is no category", where=self.name, hint="labels are the file's category ids")
 
+    def truth(self, row: int) -> list[BoxRow]:
+        """The boxes that are annotated in one sample's image."""
+        return [self.file.annotations[number] for number in self._boxes[self.file.images[row].id]]
+
     def score(self, rows: Indices, predictions: Arrays) -> Scores:
         """``image_ap50`` [n]: average precision at IoU 0.5 of each image alone, 1 where nothing is to be found."""
         values = []
         for place, row in enumerate(rows):
-            image = self.file.images[row]
-            truth = [self.file.annotations[number] for number in self._boxes[image.id]]
+            truth = self.truth(row)
             real = predictions["labels"][place] >= 0
             found = Detected(*(predictions[name][place][real] for name in ("boxes", "scores", "labels")))
             values.append(average_precision(found.boxes, found.labels, truth, OVERLAP))

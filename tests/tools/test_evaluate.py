@@ -103,6 +103,21 @@ def test_what_is_shown_of_two_models(model: Path, other: Path, inarch: Run) -> N
     assert all(len(line) <= 80 for line in done.out.splitlines())
 
 
+def test_samples_to_look_at(model: Path, other: Path, tmp_path: Path, inarch: Run) -> None:
+    path = tmp_path / "examples.json"
+    found = data(inarch("evaluate", model, "--against", other, *VQA, "--examples", path, "--json"))["comparison"]
+    document = json.loads(path.read_text())
+    assert (document["format"], document["task"], document["samples"]) == ("inarch.examples/1", "scenes/vqa", SAMPLES)
+    assert document["changed"] == len(found["better"]) + len(found["worse"])
+    for item in document["examples"]:
+        assert (item["row"] in found["better"]) == (item["compiled"]["right"] and not item["dense"]["right"])
+        assert (item["row"] in found["worse"]) == (item["dense"]["right"] and not item["compiled"]["right"])
+    theirs, again = tmp_path / "theirs.npz", tmp_path / "again.json"
+    inarch("evaluate", other, *VQA, "--predictions", theirs)
+    data(inarch("evaluate", model, "--against", theirs, *VQA, "--examples", again, "--json"))
+    assert again.read_text() == path.read_text()
+
+
 def test_only_the_first_samples(model: Path, other: Path, tmp_path: Path, inarch: Run) -> None:
     whole, part = tmp_path / "whole.npz", tmp_path / "part.npz"
     inarch("evaluate", model, *VQA, "--predictions", whole)
@@ -156,8 +171,15 @@ def test_a_glip(tmp_path: Path, inarch: Run) -> None:
     pytest.importorskip("pycocotools")
     first, second = deployed.glip(), deployed.near(deployed.glip())
     paths = [deployed.saved(one, tmp_path / f"{name}.onnx") for name, one in (("a", first), ("b", second))]
-    found = data(inarch("evaluate", *paths[:1], "--against", paths[1], "--task", "scenes/detection", "--json"))
+    examples = tmp_path / "examples.json"
+    found = data(
+        inarch("evaluate", *paths[:1], "--against", paths[1], "--task", "scenes/detection", "--examples", examples, "--json")
+    )
     assert (found["headline"], found["comparison"]["metric"], found["count"]) == ("mAP", "AP@50/image", 30)
+    for item in json.loads(examples.read_text())["examples"]:
+        assert item["truth"]["answer"].split()[0] == str(len(item["truth"]["boxes"]))
+        assert all(0 <= left <= right <= 1 for left, _, right, _ in item["truth"]["boxes"])
+        assert item["compiled"]["answer"].startswith("AP50 ")
     done = inarch("evaluate", *paths[:1], "--against", paths[1], "--task", "scenes/grounding")
     assert done.code == 0, done.err
     assert "recall@1" in done.out
@@ -196,6 +218,8 @@ def test_an_unknown_provider(model: Path, inarch: Run) -> None:
         (["MODEL", *VQA, "--side", "64"], ["model.onnx", "'pixel_values' has the sizes [B, 3, 48, 48]"]),
         (["MODEL", *VQA, "--at-most-lost", "1"], ["--at-most-lost", "nothing to compare with"]),
         (["MODEL", *VQA, "--agree", "1"], ["--agree", "nothing to compare with"]),
+        (["MODEL", *VQA, "--examples", "a.json"], ["--examples", "nothing to compare with"]),
+        (["--from", "a.npz", "--against", "b.npz", "--examples", "a.json"], ["--examples", "stored predictions have no images"]),
         (["MODEL", "--run", "nowhere"], ["there is no run here"]),
         (["nowhere.onnx", *VQA], ["nowhere.onnx"]),
         ([], ["give either a model or --from"]),

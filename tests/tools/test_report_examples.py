@@ -14,7 +14,7 @@ from PIL import Image
 from inarch.learning.tasks.boxes import to_corners
 from inarch.runtime.accuracy import Arrays, evaluate
 from inarch.structure.units import Indices
-from inarch.tools.report_examples import CHANGED, choose, examples_of, png_uri
+from inarch.tools.report_examples import CHANGED, choose, examples_of, image_uri
 
 from tests.report.run_folder import judged
 
@@ -53,7 +53,7 @@ def test_the_image_is_the_samples() -> None:
 
 
 def test_large_images_are_made_smaller() -> None:
-    uri = png_uri(np.zeros((600, 300, 3), np.uint8))
+    uri = image_uri(np.zeros((600, 300, 3), np.uint8))
     with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as image:
         assert image.size == (128, 256)
 

@@ -95,6 +95,10 @@ class DetectionTask:
         found = padded(detect_batch(outputs, phrases, size, self.levels), size, KEEP)
         return found | {"boxes": to_corners(found["boxes"]) * size[0]}
 
+    def truth(self, row: int) -> list[BoxRow]:
+        """The objects of one scene."""
+        return self._objects[row]
+
     def score(self, rows: Indices, predictions: Arrays) -> dict[str, npt.NDArray[np.float64]]:
         """Average precision of each image alone."""
         found = []
