@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,13 +105,18 @@ def measure_placement(
         )
         with Session(model, profiled) as session:
             session.run(feeds)
-            events = json.loads(session.end_profile().read_text(encoding="utf-8"))
-    runs: dict[str, Counter[str]] = {}
-    for event in events:
+            runs: dict[str, Counter[str]] = {}
+            for about in nodes_run(session):
+                runs.setdefault(about["provider"], Counter())[about.get("op_name", "")] += 1
+    return require(Placement(provider, runs))
+
+
+def nodes_run(session: Session) -> Iterator[Mapping[str, Any]]:
+    """What a session's profile says of each node that ran: ``provider``, ``op_name``, shapes of what it read and made."""
+    for event in json.loads(session.end_profile().read_text(encoding="utf-8")):
         about = event.get("args") or {}
         if event.get("cat") == "Node" and "provider" in about and event["name"].endswith("_kernel_time"):
-            runs.setdefault(about["provider"], Counter())[about.get("op_name", "")] += 1
-    return require(Placement(provider, runs))
+            yield about
 
 
 def require(placement: Placement) -> Placement:

@@ -43,6 +43,7 @@ class SessionOptions:
         exact: whether products keep the precision of their type where a provider would round more by default (TF32 on CUDA, bf16
             and fp16 on OpenVINO): for what is compared with something, not for what is timed as users run it.
         profile: where ORT writes what ran and where, a path to begin the file's name with; :meth:`Session.end_profile` ends it.
+        packs: whether ORT lays weights out anew for its kernels, as it does by default. A profile leaves those out.
         rests: whether the session's threads sleep once a run is over. ORT's spin on for a while instead, and take a core from
             whatever else runs: another session, when two are timed in turn.
     """
@@ -54,6 +55,7 @@ class SessionOptions:
     rests: bool = False
     exact: bool = False
     profile: Path | None = None
+    packs: bool = True
 
 
 class Session:
@@ -210,6 +212,8 @@ def _create(
     if options.profile is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(options.profile)
+    if not options.packs:
+        settings.add_session_config_entry("session.disable_prepacking", "1")
     if options.rests:
         settings.add_session_config_entry("session.force_spinning_stop", "1")
     if options.optimised_path is not None:

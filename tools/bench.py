@@ -173,6 +173,7 @@ def _compare(
 ) -> Comparison:
     from inarch.runtime.equivalence import precision_of
     from inarch.runtime.memory import measure_memory
+    from inarch.runtime.multiplications import count_multiplications
     from inarch.runtime.placement import measure_placement
     from inarch.runtime.providers import CPU
     from inarch.runtime.session import load
@@ -191,7 +192,8 @@ def _compare(
         memory = measure_memory(path, case, providers=(provider,))
         size = measure_size(path, providers=(provider,))
         precision = precision_of(load(path)).name
-        models[name] = Measured(size, memory, latency.get(name, ()), placements[name], precision)
+        work = count_multiplications(path, case.feeds)
+        models[name] = Measured(size, memory, latency.get(name, ()), placements[name], precision, work)
     report("memory and size", len(paths), len(paths))
     return Comparison(models, case.name, provider, tuple(_notes(models, provider)))
 
@@ -318,6 +320,7 @@ def as_data(found: Comparison) -> dict[str, object]:
             "size": model.size.to_json(),
             "memory": model.memory.to_json(),
             "precision": model.precision,
+            "multiplications": model.multiplications,
             "placement": model.placement.to_json() if model.placement else None,
             **({"latency": _latency_data(model)} if name in PARTS else {}),
         }

@@ -23,6 +23,7 @@ class Measured:
         latency: against the dense model, one a case and thread count, interleaved; empty for the dense model itself.
         placement: which provider ran how much of it; None on the CPU, where there is no question.
         precision: what most of its weights are stored in.
+        multiplications: of one run on the first inputs; None where an operator's are not known.
     """
 
     size: SizeReport
@@ -30,6 +31,7 @@ class Measured:
     latency: tuple[LatencyReport, ...]
     placement: Placement | None
     precision: str
+    multiplications: int | None = None
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,9 @@ def _sizes(found: Comparison) -> None:
         add(label, [count(model.size) for model in models], render.count)
     for label, size in _BYTES.items():
         add(label, [size(model.size) for model in models], render.size)
+    work = [model.multiplications for model in models if model.multiplications is not None]
+    if len(work) == len(models):
+        add("multiplications of a run", work, render.count)
     device = [model.memory.model_device for model in models]
     known = [value for value in device if value is not None]
     if len(known) == len(models):

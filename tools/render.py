@@ -133,8 +133,10 @@ def warn(text: str) -> None:
 
 
 def count(number: int) -> str:
-    """A count for people: ``1,234`` below a million, ``85.65 M`` from there."""
-    return f"{number:,}" if abs(number) < 1_000_000 else f"{number / 1e6:,.2f} M"
+    """A count for people: ``1,234`` below a million, ``85.65 M`` from there, and ``12.34 G`` from ten thousand millions."""
+    if abs(number) < 1_000_000:
+        return f"{number:,}"
+    return f"{number / 1e6:,.2f} M" if abs(number) < 10_000_000_000 else f"{number / 1e9:,.2f} G"
 
 
 def size(number: float) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
 from inarch.tools.report import write_report
 
@@ -22,6 +22,11 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 def chromium() -> str | None:
     """The browser that is asked for, or one on the path; None for playwright's own."""
     return os.environ.get("INARCH_CHROMIUM") or next((found for name in NAMES if (found := shutil.which(name))), None)
+
+
+def launch(playwright: Playwright) -> Browser:
+    """Headless; a root user's sandbox is none."""
+    return playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"] if os.geteuid() == 0 else [])
 
 
 @dataclass
@@ -38,9 +43,9 @@ Open = Callable[..., Opened]
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """Headless; a root user's sandbox is none."""
+    """One for all tests."""
     with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        made = launch(playwright)
         yield made
         made.close()
 

@@ -185,3 +185,27 @@ def test_the_slowest_model_gives_the_verdict() -> None:
     assert good == "No model is slower than dense by more than 2%: the slowest is small at 2 threads, 1.010."
     bad = models.verdict({"small": bench(0.9, 1.01), "large": bench(1.03, 0.7)})
     assert bad == "A model is slower than dense by more than 2%: the slowest is large at 1 thread, 1.030."
+
+
+def test_a_plans_parts_have_limits_of_their_own() -> None:
+    def part(ratio: float, work: int) -> dict[str, Any]:
+        latency = [{"threads": 1, "ratio": ratio, "low": ratio - 0.01, "high": ratio + 0.01}]
+        memory = {"model_anonymous": work}
+        return {"latency": latency, "multiplications": work, "size": {"unique_bytes": work}, "memory": memory}
+
+    def bench(shared: float, pruned: float, compiled: float) -> dict[str, Any]:
+        found = {"dense": part(1.0, 100), "shared": part(shared, 100), "pruned": part(pruned, 60), "compiled": part(compiled, 60)}
+        return {**found, "latency": found["compiled"]["latency"]}
+
+    assert models.missed(bench(1.02, 0.63, 0.9)) == []
+    (slow,) = models.missed(bench(1.03, 0.6, 0.9))
+    assert slow == "latency of shared: 1 thread 1.030 [1.020, 1.040], allowed 1.020"
+    (slow,) = models.missed(bench(1.0, 0.64, 0.9))
+    assert slow == "latency of pruned: 1 thread 0.640 [0.630, 0.650], allowed 0.630"
+    (slow,) = models.missed(bench(1.0, 0.6, 1.05))
+    assert slow.startswith("latency of compiled")
+    assert models.parts(bench(1.0, 0.61, 0.6)) == [
+        "- sharing alone: latency 1 thread 1.000 [0.990, 1.010]; multiplications 1.000",
+        "- pruning alone: latency 1 thread 0.610 [0.600, 0.620]; multiplications 0.600",
+        "- both: multiplications 0.600",
+    ]

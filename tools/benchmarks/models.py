@@ -2,7 +2,7 @@
 
 Every model is exported with random weights, inspected, planned without training, compiled, and verified at two image sizes and
 two text lengths; time and peak memory of each step are printed. Of the models that are verified, memory and latency are measured
-as well, and the last line says whether any of them is slower than dense by more than 2 %.
+as well, of the plan's sharing and pruning alone too, and the last line says whether any is slower than dense by more than 2 %.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ KEEP = 0.63
 MEMORY_SHARE = 0.95
 STEPS = ("export", "eager", "inspect", "plan", "compile", "verify", "bench")
 SLOWER = 1.02
+"""Of a model, and of the plan's sharing alone."""
+PRUNED = 1.05
+"""Of the plan's pruning alone, times the multiplications that are left."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def run(subject: Subject, folder: Path, keep: float) -> tuple[list[Step], dict[s
         "plan": ["plan", "make", dense, "--keep", str(keep), "--out", plan],
         "compile": ["compile", dense, plan, "--out", compiled],
         "verify": ["verify", dense, plan, compiled, "--inputs", inputs],
-        "bench": ["bench", dense, compiled, "--inputs", inputs],
+        "bench": ["bench", dense, compiled, "--inputs", inputs, "--parts", plan],
     }
     save_inputs(subject, inputs)
     steps, measured = [], None
@@ -144,7 +147,18 @@ def said(step: str, document: dict[str, Any]) -> str:
         return f"{document['stored_parameters']:,} parameters stored, {share:.1%}"
     if step == "verify":
         return "equivalent" if document["ok"] else "NOT equivalent"
-    return ", ".join(f"{r['threads']} threads {r['ratio']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" for r in document["latency"])
+    return ", ".join(map(figures, document["latency"]))
+
+
+def figures(report: dict[str, Any]) -> str:
+    """A latency ratio with its interval."""
+    threads = f"{report['threads']} thread{'s' if report['threads'] > 1 else ''}"
+    return f"{threads} {report['ratio']:.3f} [{report['low']:.3f}, {report['high']:.3f}]"
+
+
+def ideal(bench: dict[str, Any], part: str) -> float:
+    """Multiplications of one model, as a fraction of the dense one's."""
+    return float(bench[part]["multiplications"] / bench["dense"]["multiplications"])
 
 
 def memory_saved(bench: dict[str, Any]) -> tuple[int, int]:
@@ -160,10 +174,21 @@ def missed(bench: dict[str, Any]) -> list[str]:
     sentences = []
     if fell < MEMORY_SHARE * saved:
         sentences.append(f"anonymous memory fell by {fell / saved:.1%} of the bytes saved, wanted {MEMORY_SHARE:.0%}")
-    for report in bench["latency"]:
-        if report["ratio"] > SLOWER:
-            sentences.append(f"latency ratio {report['ratio']:.3f} at {report['threads']} threads, allowed {SLOWER}")
+    limits = {"compiled": SLOWER, "shared": SLOWER, "pruned": PRUNED * ideal(bench, "pruned")}
+    for part, limit in limits.items():
+        for report in bench[part]["latency"] if part != "compiled" else bench["latency"]:
+            if report["ratio"] > limit:
+                sentences.append(f"latency of {part}: {figures(report)}, allowed {limit:.3f}")
     return sentences
+
+
+def parts(bench: dict[str, Any]) -> list[str]:
+    """The plan's parts alone, one line each."""
+    lines = []
+    for part, words in (("shared", "sharing"), ("pruned", "pruning")):
+        ratios = ", ".join(map(figures, bench[part]["latency"]))
+        lines.append(f"- {words} alone: latency {ratios}; multiplications {ideal(bench, part):.3f}")
+    return [*lines, f"- both: multiplications {ideal(bench, 'compiled'):.3f}"]
 
 
 def verdict(benches: dict[str, dict[str, Any]]) -> str:
@@ -185,7 +210,8 @@ def as_text(steps: Sequence[Step], benches: dict[str, dict[str, Any]], about: di
     for name, bench in benches.items():
         saved, fell = memory_saved(bench)
         lines += ["", f"{name}: {saved / 1e6:.1f} MB of tensors saved; anonymous memory of the loaded model falls by"]
-        lines += [f"{fell / 1e6:.1f} MB ({fell / saved:.1%}).", *(f"- missed: {sentence}" for sentence in missed(bench))]
+        lines += [f"{fell / 1e6:.1f} MB ({fell / saved:.1%}).", ""]
+        lines += [*parts(bench), *(f"- missed: {sentence}" for sentence in missed(bench))]
     if benches:
         lines += ["", verdict(benches)]
     return "\n".join(lines) + "\n"
