@@ -40,13 +40,17 @@ def run(
         report("reading the graph", 0, 0)
         opened = open_model(model)
         table = discover(opened).table
-        origin = compiled_with(opened.metadata_props)
+        origin, kind = compiled_with(opened.metadata_props), quantised_to(opened.metadata_props)
     if json:
-        render.emit_json({"format": "inarch.inspect/1", "model": model.name, **as_data(table), "compiled": origin})
+        data = {"format": "inarch.inspect/1", "model": model.name, **as_data(table), "compiled": origin, "quantised": kind}
+        render.emit_json(data)
         return
     show(table, every=every, params=params)
     if origin is not None:
         show_origin(origin)
+    if kind is not None:
+        rest = ": what reads its weights now is no site, so compile first and quantise last" if kind == "int8" else ""
+        render.say(f"quantised to {kind} by inarch{rest}")
 
 
 def compiled_with(metadata: Mapping[str, str]) -> dict[str, object] | None:
@@ -70,6 +74,15 @@ def compiled_with(metadata: Mapping[str, str]) -> dict[str, object] | None:
         "planned_parameters": _integer(metadata.get("inarch.planned")),
         "stored_parameters": _integer(metadata.get("inarch.stored")),
     }
+
+
+def quantised_to(metadata: Mapping[str, str]) -> str | None:
+    """What ``inarch quantize`` made the weights: ``int8`` or ``fp16``; None where it did not, or where that cannot be read."""
+    try:
+        kind = json_of(metadata["inarch.quantised"])["to"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return kind if isinstance(kind, str) else None
 
 
 def _integer(text: str | None) -> int | None:

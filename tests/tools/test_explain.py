@@ -16,7 +16,7 @@ from inarch.structure.lowered import Legalised
 from inarch.structure.units import parse_sequence
 from inarch.tools import render
 from inarch.tools.explain import REASONS, lines
-from inarch.tools.inspect import common_name, compiled_with, together
+from inarch.tools.inspect import common_name, compiled_with, quantised_to, together
 
 from tests.onnx_text import ffn, ffn_weights, model_of
 from tests.tools.conftest import Run
@@ -83,6 +83,13 @@ def test_damaged_metadata_is_no_defect() -> None:
     origin = compiled_with({"inarch.plan": "0" * 64, "inarch.shared": "{", "inarch.stored": "many"})
     assert origin is not None
     assert (origin["shared_tensors"], origin["stored_parameters"], origin["cost"]) == (0, None, None)
+
+
+def test_what_a_file_was_quantised_to() -> None:
+    assert quantised_to({"inarch.quantised": '{"to": "int8", "tensors": 3}'}) == "int8"
+    for text in ("{", "[]", "{}", '{"to": 8}', "null"):
+        assert quantised_to({"inarch.quantised": text}) is None
+    assert quantised_to({}) is None
 
 
 @pytest.mark.parametrize(
