@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import FloatRect, Locator, sync_playwright
 
 from inarch.tools.report import write_report
 
 from tests.report.conftest import launch
 
 SECTIONS = ("summary", "map", "examples")
-WIDTH = 1000
+WIDTH, MARGIN = 1000, 24
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
@@ -28,14 +28,32 @@ def take(run: Path, folder: Path) -> list[Path]:
         for scheme in SCHEMES:
             page = browser.new_page(viewport={"width": WIDTH, "height": 900}, color_scheme=scheme, device_scale_factor=1.5)
             page.goto(page_file.absolute().as_uri())
+            page.add_style_tag(content="nav { visibility: hidden } section > :first-child { margin-top: 0 }")
+            bases = page.locator(".seg.base")
+            if bases.count():
+                bases.first.click()
+                page.evaluate("window.scrollTo(0, 0)")  # boxes are measured from the window's edge
             for name in SECTIONS:
                 section = page.locator(f"section#{name}")
                 if section.locator(".missing").count():
                     continue
                 made.append(folder / f"{name}-{scheme}.png")
-                section.screenshot(path=made[-1])
+                page.screenshot(path=made[-1], clip=_around(section), full_page=True)
         browser.close()
     return made
+
+
+def _around(section: Locator) -> FloatRect:
+    """A section's content with a margin: the space above the first heading is the page's."""
+    top, whole = section.locator(":scope > *").first.bounding_box(), section.bounding_box()
+    assert top is not None
+    assert whole is not None
+    return {
+        "x": whole["x"] - MARGIN,
+        "y": top["y"] - MARGIN,
+        "width": whole["width"] + 2 * MARGIN,
+        "height": whole["y"] + whole["height"] - top["y"] + 2 * MARGIN,
+    }
 
 
 if __name__ == "__main__":
