@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -221,11 +221,15 @@ def speed_of(bench: Bench) -> Speed:
     device = {name: item.model_device for name, item in memory.items() if item.model_device is not None}
     if len(device) == len(there):
         figures.insert(1, (DEVICE_MEMORY, device, ""))
+    times = [_latency_bars(bench, number) for number in range(len(bench.latency))]
+    work = {name: model.multiplications for name, model in there.items() if model.multiplications is not None}
+    if times and len(work) == len(there):
+        times.append(_bars("Multiplications", work, "of one run", words.count))
     return Speed(
         words.provider(bench.provider),
         bench.inputs,
-        tuple(_latency_bars(bench, number) for number in range(len(bench.latency))),
-        tuple(_byte_bars(*figure) for figure in figures),
+        tuple(times),
+        tuple(_bars(*figure, words.size) for figure in figures),
         bench.notes,
     )
 
@@ -252,10 +256,10 @@ def _timing(item: Timing) -> str:
     return f"{words.milliseconds(item.median)} ms ({words.milliseconds(item.p95)})"
 
 
-def _byte_bars(label: str, values: Mapping[str, int], note: str) -> Bars:
+def _bars(label: str, values: Mapping[str, int], note: str, write: Callable[[float], str]) -> Bars:
     dense = values["dense"]
     bars = (
-        Bar(name, max(value, 0), words.size(value), "" if name == "dense" else words.change(dense, value))
+        Bar(name, max(value, 0), write(value), "" if name == "dense" else words.change(dense, value))
         for name, value in values.items()
     )
     return Bars(label, tuple(bars), note)

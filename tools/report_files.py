@@ -253,10 +253,11 @@ class Size(Loose):
 
 
 class Measured(Loose):
-    """One model of a bench; ``latency`` is that of a plan's part."""
+    """One model of a bench; ``latency`` is that of a plan's part, ``multiplications`` those of a run, where they are known."""
 
     size: Size
     memory: Memory
+    multiplications: int | None = None
     latency: tuple[Latency, ...] = ()
 
 

@@ -169,6 +169,20 @@ def test_the_plans_parts_have_bars_of_their_own(folder: Path) -> None:
     assert [bar.ratio for bar in speed.latency[0].bars] == ["", *[f"0.500{words.TIMES} [0.480, 0.520]"] * 3]
 
 
+def test_multiplications_stand_beside_the_time_where_they_are_known_of_all(folder: Path) -> None:
+    document = bench_document()
+    (folder / "bench.json").write_text(json.dumps(document), encoding="utf-8")
+    assert "Multiplications" not in [item.label for item in collect(folder).speed[0].latency]
+    for name, count in (("dense", 34_669_000_000), ("compiled", 27_735_000_000)):
+        document[name]["multiplications"] = count
+    (folder / "bench.json").write_text(json.dumps(document), encoding="utf-8")
+    work = collect(folder).speed[0].latency[-1]
+    assert (work.label, [(bar.text, bar.ratio) for bar in work.bars]) == (
+        "Multiplications",
+        [("34.67 G", ""), ("27.73 G", f"{words.MINUS}20.0 %")],
+    )
+
+
 def test_a_model_alone_has_no_difference(folder: Path) -> None:
     document = json.loads((folder / "evaluation-vqa.json").read_bytes())
     (folder / "evaluation-referring.json").unlink()
