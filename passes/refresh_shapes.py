@@ -99,8 +99,7 @@ def _filled(found: ir.Shape | None, known: ir.Shape | None, declared: Collection
     if found is None:
         return ir.Shape(kept)
     return ir.Shape(
-        old if new is None or (isinstance(new, ir.SymbolicDim) and new.value is None) else new
-        for new, old in zip(found, kept, strict=True)
+        old if isinstance(new, ir.SymbolicDim) and new.value is None else new for new, old in zip(found, kept, strict=True)
     )
 
 

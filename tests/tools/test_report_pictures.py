@@ -92,7 +92,7 @@ def test_detections(source: Source) -> None:
     assert first["changed"]
     # A crowd is no object to be found, so one box of the model is shown beside the one of the file.
     assert second["truth"] == {"boxes": [[round(2 / 30, 4), round(40 / 60, 4), round(22 / 30, 4), 0.925]], "answer": "1 object"}
-    assert len(second["dense"]["boxes"]) == 1  # type: ignore[index, call-overload]
+    assert len(second["dense"]["boxes"]) == 1  # type: ignore[index]
     assert not second["changed"]
 
 
