@@ -192,7 +192,7 @@ def _compare(
         memory = measure_memory(path, case, providers=(provider,))
         size = measure_size(path, providers=(provider,))
         precision = precision_of(load(path)).name
-        work = count_multiplications(path, case.feeds)
+        work = count_multiplications(path, case.feeds, provider)
         models[name] = Measured(size, memory, latency.get(name, ()), placements[name], precision, work)
     report("memory and size", len(paths), len(paths))
     return Comparison(models, case.name, provider, tuple(_notes(models, provider)))

@@ -31,6 +31,8 @@ from tests.passes.case import COST, case_of, ffns, keep, share
         ("Attention", [[2, 3, 8], [8, 24], [24]], [[2, 3, 8]], 2 * 3 * 8 * 24 + 2 * 2 * 3 * 3 * 8),
         ("Add", [[2, 3], [3]], [[2, 3]], 0),
         ("Einsum", [[2, 3], [3, 4]], [[2, 4]], None),
+        ("OpenVINO_subgraph_1", [[2, 3]], [[2, 4]], None),
+        ("MatMul", [[2, 3]], [[2, 4]], None),
     ],
 )
 def test_each_operator(operator: str, inputs: list[list[int]], outputs: list[list[int]], count: int | None) -> None:
