@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from inarch.structure.planners import PlanResult
 
 FAILED, BAD_INPUT = 1, 2
-BLOCK = 4
-"""Sites that share one base at most, where nothing else is asked for."""
 
 app = typer.Typer(help="Make, check and compare plans.", no_args_is_help=True)
 
@@ -66,32 +64,34 @@ def make(
         int | None,
         typer.Option(
             "--block",
-            help=f"similarity: most sites that share one base; {BLOCK}, or as many as the cost table has segments.",
+            help="similarity: most sites that share one base; 4, or as many as the cost table has segments.",
             show_default=False,
         ),
     ] = None,
     minimum: Annotated[float, typer.Option("--minimum", help="Fraction of each axis that always stays.")] = 0.125,
     cost: Cost = None,
+    prefer: PreferOption = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Make a plan from the weights alone.
 
-    These are baselines: without training, high rates ruin a model. inarch verify shows by how much.
+    These are baselines: without training, high rates ruin a model. inarch verify shows by how much. Give --cost and --prefer as
+    they will be given to inarch compile: the plan then asks for nothing that the lowering would have to store larger.
     """
     from inarch.api import draft_plan, open_cost
     from inarch.structure.plan import save_plan
 
-    table = open_cost(cost)
     with render.progress(quiet=json) as report:
         result = draft_plan(
             model,
             keep=keep,
             method=method.value,
-            cost=table,
+            cost=open_cost(cost),
+            prefer=prefer.value if prefer else None,
             minimum=minimum,
             share_fraction=share,
-            block=block if block is not None else min(BLOCK, max(2, table.limits().max_segments)),
+            block=block,
             progress=report,
         )
     save_plan(result.plan, out)

@@ -161,9 +161,10 @@ def draft_plan(
     keep: float,
     method: str = "similarity",
     cost: str | os.PathLike[str] | CostTable | None = None,
+    prefer: str | None = None,
     minimum: float = 0.125,
     share_fraction: float = 0.5,
-    block: int = 4,
+    block: int | None = None,
     progress: Progress | None = None,
 ) -> PlanResult:
     """:func:`make_plan` with what the plan keeps, and what it left alone.
@@ -183,6 +184,7 @@ def draft_plan(
         method=method,
         name=model_name(model),
         cost=open_cost(cost),
+        prefer=prefer,
         minimum=minimum,
         share_fraction=share_fraction,
         block=block,
@@ -196,9 +198,10 @@ def make_plan(
     keep: float,
     method: str = "similarity",
     cost: str | os.PathLike[str] | CostTable | None = None,
+    prefer: str | None = None,
     minimum: float = 0.125,
     share_fraction: float = 0.5,
-    block: int = 4,
+    block: int | None = None,
 ) -> Plan:
     """Make a plan from the weights alone, without training.
 
@@ -207,16 +210,24 @@ def make_plan(
         keep: fraction of the whole model's parameters that stays, in (0, 1].
         method: ``magnitude``, ``similarity`` or ``uniform``.
         cost: a cost table or its file; the shipped one by default.
+        prefer: as for :func:`compile`: ``size``, ``latency``, or None for the balance of both.
         minimum: fraction of each axis that always stays.
         share_fraction: similarity: how much of the saving comes from sharing, in [0, 1].
-        block: similarity: most sites that share one base.
+        block: similarity: most sites that share one base; by default 4, or as many as the cost table has segments.
 
     Raises:
         UnreachableError: the fraction cannot be reached; ``reachable`` is the smallest that can.
         InarchError: a bad model, cost table or option.
     """
     return draft_plan(
-        model, keep=keep, method=method, cost=cost, minimum=minimum, share_fraction=share_fraction, block=block
+        model,
+        keep=keep,
+        method=method,
+        cost=cost,
+        prefer=prefer,
+        minimum=minimum,
+        share_fraction=share_fraction,
+        block=block,
     ).plan
 
 

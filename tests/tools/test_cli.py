@@ -137,6 +137,18 @@ def test_plan_make_reports_what_is_kept(inarch: Run, model: Path, tmp_path: Path
     assert json.loads(path.read_text())["format"] == "inarch.plan/1"
 
 
+@pytest.mark.parametrize("prefer", [None, "size", "latency"])
+def test_a_plan_loses_nothing_to_the_limits_that_it_was_made_for(
+    prefer: str | None, inarch: Run, model: Path, tmp_path: Path
+) -> None:
+    path, asked = tmp_path / "p.json", ["--prefer", prefer] if prefer else []
+    made = json.loads(inarch("plan", "make", model, "--keep", "0.7", *asked, "-o", path, "--json").out)
+    assert made["planned_parameters"] == made["stored_parameters"]
+    assert json.loads(path.read_text())["provenance"].get("prefer") == prefer
+    compiled = json.loads(inarch("compile", model, path, *asked, "--dry-run", "--json").out)
+    assert compiled["stored_parameters"] == made["stored_parameters"]
+
+
 def test_plan_make_refuses_what_cannot_be_reached(inarch: Run, model: Path, tmp_path: Path) -> None:
     done = inarch("plan", "make", model, "--keep", "0.01", "-o", tmp_path / "p.json")
     assert done.code == 2
