@@ -47,13 +47,18 @@ def _right(data: Mapping[str, Any]) -> npt.NDArray[np.float64]:
     return unpack(data["right"], data["samples"])
 
 
+def _kept(runs: Sequence[Mapping[str, Any]]) -> float:
+    """Parameters stored, as a fraction of the whole model's: more than was asked for where a method cannot reach that."""
+    return float(np.mean([data["stored"] / data["parameters"] for data in runs]))
+
+
 def table_rows(cells: Cells, kind: str) -> list[list[str]]:
     """One row a method and fraction: what it stores, accuracy, difference to dense, difference of ours to it."""
     rows = []
     there = {(cell.method, cell.keep) for cell in cells if cell.kind == kind}
     for method, keep in sorted(there, key=lambda one: (-one[1], one[0] != OURS, one[0])):
         mine = list(of(cells, method, keep, kind).values())
-        kept = np.mean([data["stored"] / data["parameters"] for data in mine])
+        kept = _kept(mine)
         inside = f"{100 * np.mean([data['backbones'] for data in mine]):.1f}" if all("backbones" in data for data in mine) else ""
         rows.append(
             [
@@ -91,8 +96,9 @@ def write_report(cells: Cells, folder: Path, kinds: Sequence[str] = KINDS, name:
         "",
         "`make bench-accuracy` (`--table` prints what is stored). Every cell starts from one dense model a seed and gets as",
         "many steps; figures are per cent of held-out samples, differences are paired, with 95 % intervals over samples and",
-        "seeds. `stored` is of the whole model, `backbones` of the two backbones' sites alone; `grounding` is recall before",
-        f"tuning. {len(cells)} cells, {hours:.1f} hours in all without dense pre-training.",
+        "seeds. `stored` is of the whole model, `backbones` of the two backbones' sites alone, and `keep` what was asked for,",
+        "which not every rule can reach; `grounding` is recall before tuning.",
+        f"{len(cells)} cells, {hours:.1f} hours in all without dense pre-training.",
         f"Printed on: {described}.",
         "",
     ]
@@ -128,7 +134,7 @@ def draw(cells: Cells, kinds: Sequence[str], out: Path) -> bool:
                 panel.axhline(means[0], color="black", linewidth=0.8, label="dense")
                 continue
             style = {"linewidth": 2.2, "zorder": 3} if method == OURS else {"linewidth": 1.0, "alpha": 0.8}
-            panel.plot([100 * keep for keep in keeps], means, marker="o", markersize=4, label=method, **style)
+            panel.plot([100 * _kept(list(found)) for found in runs], means, marker="o", markersize=4, label=method, **style)
         panel.set(title=kind, xlabel="stored parameters, % of the whole model", ylabel="accuracy, %")
         panel.legend(frameon=False, fontsize=7)
     figure.savefig(out, dpi=110)
