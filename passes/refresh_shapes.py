@@ -82,7 +82,7 @@ def _merge(graph: ir.Graph, proto: onnx.GraphProto, declared: Collection[str]) -
                 value.type = kind
             if type(value.type) is type(kind):
                 shape = ir.serde.deserialize_type_proto_for_shape(info.type)
-                value.shape = ir.Shape(n if isinstance(n, int) or str(n) in declared else None for n in shape) if shape else shape
+                value.shape = _said(shape, declared) if shape else shape
         for attribute in node_proto.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 _merge(node.attributes[attribute.name].as_graph(), attribute.g, declared)
@@ -91,13 +91,18 @@ def _merge(graph: ir.Graph, proto: onnx.GraphProto, declared: Collection[str]) -
                     _merge(inner, inner_proto, declared)
 
 
+def _said(shape: ir.Shape, declared: Collection[str]) -> ir.Shape:
+    """A shape without the names that are not ``declared``."""
+    return ir.Shape(size if isinstance(size, int) or str(size) in declared else None for size in shape)
+
+
 def _filled(found: ir.Shape | None, known: ir.Shape | None, declared: Collection[str]) -> ir.Shape | None:
     """A shape as it was inferred, with the sizes that were known before where there is none."""
     if known is None or (found is not None and len(found) != len(known)):
         return found
-    kept = [size if isinstance(size, int) or str(size) in declared else None for size in known]
+    kept = _said(known, declared)
     if found is None:
-        return ir.Shape(kept)
+        return kept
     return ir.Shape(
         old if isinstance(new, ir.SymbolicDim) and new.value is None else new for new, old in zip(found, kept, strict=True)
     )

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 
-from inarch.runtime.placement import nodes_run
+from inarch.runtime.placement import is_subgraph, nodes_run
 from inarch.runtime.providers import CPU
 from inarch.runtime.session import Array, ModelLike, Session, SessionOptions
 
@@ -56,7 +56,7 @@ def count_multiplications(model: ModelLike, feeds: Mapping[str, Array], provider
 
 def of_node(operator: str, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int | None:
     """Multiplications of one node, by the shapes of what it reads and makes; None where they do not tell."""
-    if operator in _UNKNOWN or "_" in operator:  # an operator's name is one word, a compiled subgraph's has a number behind it
+    if operator in _UNKNOWN or is_subgraph(operator):
         return None
     known = operator in _PRODUCTS | _CONVOLUTIONS | _ATTENTIONS | {"Gemm", "ConvTranspose"}
     if not known:

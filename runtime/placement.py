@@ -79,9 +79,13 @@ class Placement:
         return {"provider": self.provider, "counts": self.counts, "runs": runs, "warning": self.warning}
 
 
+def is_subgraph(operator: str) -> bool:
+    """Whether a provider made this of many nodes: an operator's name is one word, such a one has a number or a name behind it."""
+    return "_" in operator
+
+
 def _is_heavy(operator: str) -> bool:
-    # An operator's name is one word; what a provider makes of a subgraph has a number or a name behind it.
-    return operator.endswith(_HEAVY) or "_" in operator
+    return operator.endswith(_HEAVY) or is_subgraph(operator)
 
 
 def measure_placement(

@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich import box
 from rich.console import Console, ConsoleOptions, JustifyMethod
@@ -22,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from inarch.structure.errors import InarchError, PlanError
+from inarch.structure.files import whole
 
 Report = Callable[[str, int, int], None]
 """Called as ``report(stage, done, total)``; ``total`` 0 means that the end is not known."""
@@ -42,6 +44,19 @@ def err() -> Console:
 def emit_json(value: object) -> None:
     """Print one JSON document to stdout. What JSON cannot say (NaN, infinities) becomes null."""
     sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_json(path: Path, document: Mapping[str, object]) -> None:
+    """Write one JSON document to a file, whole or not at all.
+
+    Raises:
+        InarchError: it cannot be written.
+    """
+    try:
+        with whole(path) as draft:
+            draft.write_text(json.dumps(plain(document), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InarchError(f"cannot be written: {error.strerror or error}", where=str(path)) from error
 
 
 def plain(value: object) -> object:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from inarch.structure.errors import InarchError
-from inarch.structure.files import whole
+from inarch.tools import render
 from inarch.tools.report_pictures import Pictures, pictures_of
 
 if TYPE_CHECKING:
@@ -68,11 +66,7 @@ def write_examples(path: Path, task: Task, dense: Evaluation, compiled: Evaluati
     examples = examples_of(task, dense, compiled, seed=seed)
     if examples is None:
         return False
-    try:
-        with whole(path) as draft:
-            draft.write_text(json.dumps(examples, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InarchError(f"cannot be written: {error.strerror or error}", where=str(path)) from error
+    render.write_json(path, examples)
     return True
 
 

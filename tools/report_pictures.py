@@ -125,9 +125,8 @@ def _of_referring(task: Referring) -> Pictures:
     from inarch.learning.tasks.coco_images import read_image
 
     def parts(corners: npt.NDArray[Any], row: int) -> npt.NDArray[np.float64]:
-        """From pixels of the image to parts of it."""
         of = task.file.expressions[row]
-        return np.asarray(corners / ((of.width, of.height) * 2), np.float64)
+        return _in_parts(corners, (of.width, of.height))
 
     def show(row: int) -> Shown:
         of = task.file.expressions[row]
@@ -179,25 +178,26 @@ def _of_detection(
     def objects(row: int) -> list[BoxRow]:
         return [box for box in task.truth(row) if not box.iscrowd]
 
-    def parts(corners: npt.NDArray[Any], row: int) -> npt.NDArray[np.float64]:
-        """From pixels of the image to parts of it."""
-        return np.asarray(corners / (size(row) * 2), np.float64)
-
     def show(row: int) -> Shown:
         image, name = picture(row)
         truth = objects(row)
         boxes = coco_to_corners(np.asarray([box.bbox for box in truth], np.float64).reshape(-1, 4))
-        return Shown(image, name, "", parts(boxes, row), f"{len(truth)} object{'' if len(truth) == 1 else 's'}")
+        return Shown(image, name, "", _in_parts(boxes, size(row)), f"{len(truth)} object{'' if len(truth) == 1 else 's'}")
 
     def boxes(said: Arrays, row: int) -> npt.NDArray[np.floating[Any]]:
         found = said["boxes"][row][said["labels"][row] >= 0]
-        return parts(found[: len(objects(row))], row)
+        return _in_parts(found[: len(objects(row))], size(row))
 
     def answer(said: Arrays, row: int) -> str:
         (precision,) = next(iter(task.score(np.asarray([row]), _sample(said, row)).values()))
         return f"AP50 {precision:.2f}"
 
     return Pictures(show, boxes, answer)
+
+
+def _in_parts(corners: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """Boxes [n, 4] in pixels of an image of this width and height, as parts of it."""
+    return np.asarray(corners / (size * 2), np.float64)
 
 
 def _sample(said: Arrays, row: int) -> dict[str, npt.NDArray[Any]]:

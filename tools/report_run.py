@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inarch.structure.errors import InarchError
-from inarch.structure.files import whole
 from inarch.tools import render
 
 if TYPE_CHECKING:
@@ -40,11 +37,7 @@ def write(folder: Path, name: str, document: Mapping[str, object]) -> None:
     Raises:
         InarchError: it cannot be written.
     """
-    try:
-        with whole(folder / name) as draft:
-            draft.write_text(json.dumps(render.plain(document), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InarchError(f"cannot be written: {error.strerror or error}", where=str(folder / name)) from error
+    render.write_json(folder / name, document)
 
 
 def write_compiled(folder: Path, out: str, result: CompileResult, cost: CostTable | None = None) -> None:
