@@ -235,7 +235,8 @@ def outcome(files: Files, wanted: Wanted, running: Running, report: render.Repor
     found = Outcome(second, first, compare(first.evaluation, second.evaluation), placement)
     if files.examples is not None:
         assert subject is not None
-        write_examples(files.examples, subject.task, first.evaluation, second.evaluation)
+        if not write_examples(files.examples, subject.task, first.evaluation, second.evaluation):
+            raise InarchError(f"samples of {subject.task.name} have no pictures", where="--examples", hint="leave it out")
     return found
 
 

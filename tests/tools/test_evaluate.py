@@ -15,7 +15,7 @@ pytest.importorskip("PIL")
 from inarch.runtime import placement
 from inarch.runtime.accuracy import paired
 from inarch.runtime.predictions import load_predictions
-from inarch.tools import evaluate, tasks
+from inarch.tools import evaluate, report_examples, tasks
 
 from tests.tools import deployed
 from tests.tools.conftest import Done, Run
@@ -116,6 +116,16 @@ def test_samples_to_look_at(model: Path, other: Path, tmp_path: Path, inarch: Ru
     inarch("evaluate", other, *VQA, "--predictions", theirs)
     data(inarch("evaluate", model, "--against", theirs, *VQA, "--examples", again, "--json"))
     assert again.read_text() == path.read_text()
+
+
+def test_a_task_without_pictures_has_no_samples_to_look_at(
+    model: Path, tmp_path: Path, inarch: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_examples, "pictures_of", lambda task: None)
+    done = inarch("evaluate", model, "--against", model, *VQA, "--examples", tmp_path / "examples.json")
+    assert done.code == 2
+    assert "samples of scenes/vqa have no pictures" in done.err.replace("\n", " ")
+    assert not (tmp_path / "examples.json").exists()
 
 
 def test_only_the_first_samples(model: Path, other: Path, tmp_path: Path, inarch: Run) -> None:
