@@ -282,13 +282,16 @@ class TuneConfig(_Settings):
     Attributes:
         kind: what is tuned for; see :mod:`inarch.learning.tasks.worlds`.
         optimisation: how.
-        distil: weight of the dense model's outputs in the loss; 0 for none.
+        distil: weight of a teacher's outputs in the loss; 0 for none.
+        teacher: folder of a tuning of the dense model for the same; None for the run's own, ``KIND-dense``. What the run was
+            pre-trained for, its dense model knows already.
         seed: of batches.
     """
 
     kind: Aim = "referring"
     optimisation: Optimisation = Optimisation(steps=2000, rate=5e-4, warmup=100)
     distil: Annotated[float, Field(ge=0)] = 0.0
+    teacher: str | None = None
     precision: Literal["no", "bf16", "fp16"] = "no"
     seed: Annotated[int, Field(ge=0)] = 0
 

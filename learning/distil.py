@@ -31,15 +31,14 @@ class Distilled(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The student's losses and ``distil``."""
-        losses: dict[str, Tensor] = self.student(batch)
-        inputs = self.student.inputs(batch)
+        teacher = self._teacher[0]
         with torch.no_grad():
-            wanted = self._teacher[0].model(**inputs)
-        found = self.student.model(**inputs)
+            theirs = teacher.outputs(teacher.through(batch))
+        passed = self.student.through(batch)
+        mine = self.student.outputs(passed)
         with torch.autocast(batch["boxes"].device.type, enabled=False):
-            mine, theirs = ({name: value.float() for name, value in outputs.items()} for outputs in (found, wanted))
             apart = of_regions(mine, theirs, batch["attention_mask"]) if "centerness" in mine else divergence(mine, theirs)
-        return losses | {"distil": self.weight * apart}
+        return self.student.losses(passed, batch) | {"distil": self.weight * apart}
 
 
 def divergence(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Tensor:

@@ -244,9 +244,9 @@ def tune(
     _refuse_another(document, folder)
     source = read_weights(run_folder / (DENSE if dense else WEIGHTS))
     plan = None if dense else load_plan(run_folder / PLAN)
-    teacher = read_weights(run_folder / DENSE) if config.distil and not dense else None
     shop = workshop(learned)
     shop.world.course(config.kind)
+    teacher = None if dense or not config.distil else _teacher(shop, run_folder, config)
     _claim(document, folder, place)
     weights = tune_weights(shop, source, plan, config, folder, place, teacher, progress)
     judged = {split: judge(shop, weights, config.kind, split=split, progress=progress) for split in shop.world.splits}
@@ -254,6 +254,30 @@ def tune(
         keep_weights(weights, folder / WEIGHTS)
         _write(summary(judged), folder / EVALUATION)
     return judged
+
+
+def _teacher(shop: Workshop, run_folder: Path, config: TuneConfig) -> dict[str, Tensor]:
+    """The weights of a dense model that knows what is tuned for.
+
+    Raises:
+        InarchError: there is none, or the folder that was named holds something else.
+    """
+    if config.teacher is None and config.kind == shop.world.first:
+        return read_weights(run_folder / DENSE)
+    folder = dense_folder(run_folder, config.kind) if config.teacher is None else Path(config.teacher)
+    hint = f"inarch tune {run_folder} --task {config.kind} --dense makes one"
+    try:
+        there = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InarchError(f"there is no teacher for {config.kind} here", where=str(folder), hint=hint) from None
+    if not (isinstance(there, dict) and there.get("dense") is True and there.get("kind") == config.kind):
+        raise InarchError(f"what is here is no dense model tuned for {config.kind}", where=str(folder), hint=hint)
+    return read_weights(folder / WEIGHTS)
+
+
+def dense_folder(run_folder: Path, kind: str) -> Path:
+    """Where a tuning of a run's dense model goes unless another place is named."""
+    return run_folder / f"{kind}-dense"
 
 
 def summary(judged: Mapping[str, Evaluation]) -> dict[str, Any]:

@@ -37,7 +37,13 @@ def run(
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1)] = 2000,
     rate: Annotated[float, typer.Option("--rate", help="Learning rate.")] = 5e-4,
-    distil: Annotated[float, typer.Option("--distil", min=0.0, help="Weight of the dense model's outputs in the loss.")] = 0.0,
+    distil: Annotated[
+        float, typer.Option("--distil", min=0.0, help="Weight of a tuned dense model's outputs in the loss.")
+    ] = 0.0,
+    teacher: Annotated[
+        Path | None,
+        typer.Option("--teacher", metavar="FOLDER", help="What --dense made, to distil from.", show_default="RUN/TASK-dense"),
+    ] = None,
     dense: Annotated[bool, typer.Option("--dense", help="Tune the dense model instead, to compare with.")] = False,
     precision: Annotated[str, typer.Option("--precision", help="no, bf16 or fp16.")] = "no",
     device: Annotated[str, typer.Option("--device", help="cpu, or cuda where there is one.")] = "cpu",
@@ -54,12 +60,18 @@ def run(
     needs_learning()
     from inarch.compiler.writer import write_model
     from inarch.learning.config import TuneConfig, validated
-    from inarch.learning.runs import export_tuned, kinds_of, read_run, summary, tune
+    from inarch.learning.runs import dense_folder, export_tuned, kinds_of, read_run, summary, tune
 
     kind = task.value if task is not None else kinds_of(read_run(folder))[0]
-    where = out or folder / (f"{kind}-dense" if dense else kind)
-    settings = {"steps": steps, "rate": rate, "warmup": min(100, steps // 10)}
-    values = {"kind": kind, "distil": distil, "precision": precision, "seed": seed, "optimisation": settings}
+    where = out or (dense_folder(folder, kind) if dense else folder / kind)
+    values = {
+        "kind": kind,
+        "optimisation": {"steps": steps, "rate": rate, "warmup": min(100, steps // 10)},
+        "distil": distil,
+        "teacher": None if teacher is None else str(teacher),
+        "precision": precision,
+        "seed": seed,
+    }
     config = validated(TuneConfig, values, "inarch tune")
     with render.progress(quiet=json) as report:
         judged = tune(folder, config, where, dense=dense, device=device, progress=report)

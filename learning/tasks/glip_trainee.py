@@ -48,19 +48,27 @@ class GlipTrainee(Trainee):
             self.register_buffer(f"anchors{number}", torch.from_numpy(places).float(), persistent=False)
         self.register_buffer("scale", torch.full((4,), float(side)), persistent=False)
 
-    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Losses by name, weighted; their sum is the task's loss.
+    def through(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A batch through the model: its outputs."""
+        found: dict[str, Tensor] = self.model(**self.inputs(batch))
+        return found
+
+    def outputs(self, passed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The model's own outputs, one row a text, in float32."""
+        return {name: value.float() for name, value in passed.items()}
+
+    def losses(self, passed: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Losses by name, weighted, in float32; their sum is the task's loss.
 
         Args:
+            passed: what :meth:`through` left of the same batch.
             batch: as :meth:`~inarch.learning.tasks.courses.ScenesCourse.batch` makes it for GLIP: with ``answering`` and
                 ``central``, what losses are divided by.
         """
-        outputs = self.model(**self.inputs(batch))
         places = [self.get_buffer(f"anchors{number}") for number in range(self.levels)]
-        # Losses are computed in float32, whatever the model's layers are computed in.
         with torch.autocast(batch["boxes"].device.type, enabled=False):
             return glip_loss(
-                outputs,
+                passed,
                 places,
                 self._pixels(batch["boxes"]),
                 batch["box_mask"],

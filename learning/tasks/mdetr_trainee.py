@@ -6,7 +6,7 @@ Shapes: I images, B texts about them, T tokens, P boxes a text, G * G cells, C w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,24 @@ class Auxiliary(nn.Module):
         return (loss * (1 + 4 * wanted) * spoken).sum() / (count * cells.shape[1])
 
 
+class Passed(NamedTuple):
+    """What a pass leaves, in float32.
+
+    Attributes:
+        hidden: [B, Q + A, C] of each decoder layer.
+        seen: [I, G * G, C], image tokens before fusion.
+        text: [B, T, C], text tokens before fusion.
+        fused: [B, G * G, C], image tokens as the encoder leaves them.
+        words: [B, T, C], text tokens as the encoder leaves them.
+    """
+
+    hidden: list[Tensor]
+    seen: Tensor
+    text: Tensor
+    fused: Tensor
+    words: Tensor
+
+
 class MdetrTrainee(Trainee):
     """An MDETR and its losses.
 
@@ -97,13 +115,8 @@ class MdetrTrainee(Trainee):
         mask = batch.get("pixel_mask")
         return made | {"pixel_mask": whole(made["pixel_values"]) if mask is None else mask[batch["image"]]}
 
-    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Losses by name, weighted; their sum is the task's loss.
-
-        Args:
-            batch: as :func:`~inarch.learning.tasks.scenes.data.training_batch` makes it. Each loss is there where its targets
-                are: boxes, an answer, cells.
-        """
+    def through(self, batch: Mapping[str, Tensor]) -> Passed:
+        """A batch through the model: every image once, whatever is said about it."""
         model, image = self.model, batch["image"]
         pixels = batch["pixel_values"]
         mask = batch.get("pixel_mask")
@@ -114,32 +127,44 @@ class MdetrTrainee(Trainee):
             text = model.read(batch["input_ids"], batch["attention_mask"])
         memory, at, bias, words = model.fuse(seen[image], places[image], cells[image], text, batch["attention_mask"])
         outputs = model.decode(memory, at, bias)
-        # Losses are computed in float32, whatever the model's layers are computed in.
-        with torch.autocast(pixels.device.type, enabled=False):
-            fused = memory[:, : seen.shape[1]].float()
-            return self._losses(batch, [hidden.float() for hidden in outputs], seen.float(), text.float(), fused, words.float())
+        # What is made of it is computed in float32, whatever the model's layers are computed in.
+        fused = memory[:, : seen.shape[1]]
+        return Passed([hidden.float() for hidden in outputs], seen.float(), text.float(), fused.float(), words.float())
 
-    def _losses(
-        self, batch: Mapping[str, Tensor], outputs: Sequence[Tensor], seen: Tensor, text: Tensor, fused: Tensor, words: Tensor
-    ) -> dict[str, Tensor]:
-        """Losses from what the decoder's layers put out, and from image and text tokens before and after fusion."""
+    def outputs(self, passed: Passed) -> dict[str, Tensor]:
+        """The model's own outputs, one row a text, in float32."""
+        with torch.autocast(passed.seen.device.type, enabled=False):
+            return self.model.heads(passed.hidden[-1], passed.words) | self.model.answers(passed.hidden)
+
+    def losses(self, passed: Passed, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Losses by name, weighted, in float32; their sum is the task's loss.
+
+        Args:
+            passed: what :meth:`through` left of the same batch.
+            batch: as :func:`~inarch.learning.tasks.scenes.data.training_batch` makes it. Each loss is there where its targets
+                are: boxes, an answer, cells.
+        """
+        with torch.autocast(passed.seen.device.type, enabled=False):
+            return self._losses(batch, passed)
+
+    def _losses(self, batch: Mapping[str, Tensor], passed: Passed) -> dict[str, Tensor]:
         model, losses, image = self.model, dict[str, Tensor](), batch["image"]
         referred = bool(batch["box_mask"].any())
         if referred:
-            for number, hidden in enumerate(outputs):
-                for name, loss in layer_losses(model.heads(hidden, words), batch, batch["objects"][0]).items():
+            for number, hidden in enumerate(passed.hidden):
+                for name, loss in layer_losses(model.heads(hidden, passed.words), batch, batch["objects"][0]).items():
                     losses[f"{name}{number}"] = loss
         if model.answer_heads and bool((batch["answers"] >= 0).any()):
-            for number, hidden in enumerate(outputs[: model.config.answer_layer + 1]):
+            for number, hidden in enumerate(passed.hidden[: model.config.answer_layer + 1]):
                 losses[f"answer{number}"] = F.cross_entropy(self._answers(hidden), batch["answers"], ignore_index=-1)
         if self.auxiliary is not None:
-            losses["cells"] = self.auxiliary.read(seen, batch["cells"])
-            losses["words"] = self.auxiliary.read(text, self.words[batch["input_ids"]])
+            losses["cells"] = self.auxiliary.read(passed.seen, batch["cells"])
+            losses["words"] = self.auxiliary.read(passed.text, self.words[batch["input_ids"]])
             owned = batch["cells"][..., 0] >= 0
-            on_cells = model.bbox_embed(fused).sigmoid()
+            on_cells = model.bbox_embed(passed.fused).sigmoid()
             losses["places"] = self.auxiliary.place(on_cells, batch["cell_boxes"][image], owned[image], batch["owned"][0])
             if referred:
-                found = self.auxiliary.ground(fused, words, batch["covered"], batch["spans"], batch["spoken"][0])
+                found = self.auxiliary.ground(passed.fused, passed.words, batch["covered"], batch["spans"], batch["spoken"][0])
                 losses["ground"] = 4 * found
         return losses
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 
-class Trainee(nn.Module):
+class Trainee(nn.Module, ABC):
     """A model under the name ``model``; called with a batch, it gives the losses by name, weighted.
+
+    A pass through the model and what is made of it are apart, so that who wants both the losses and the outputs, as
+    distillation does, pays for one pass. What a pass leaves is the trainee's own affair.
 
     Args:
         model: the model.
@@ -24,6 +28,27 @@ class Trainee(nn.Module):
         """The model's own inputs, one row a text."""
         pixels = batch["pixel_values"][batch["image"]]
         return {"pixel_values": pixels, "input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+
+    @abstractmethod
+    def through(self, batch: Mapping[str, Tensor]) -> Any:
+        """A batch through the model."""
+
+    @abstractmethod
+    def losses(self, passed: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Losses by name, weighted, in float32; their sum is the task's loss.
+
+        Args:
+            passed: what :meth:`through` left of the same batch.
+            batch: with the targets.
+        """
+
+    @abstractmethod
+    def outputs(self, passed: Any) -> dict[str, Tensor]:
+        """The model's own outputs, one row a text, in float32."""
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A pass and its losses."""
+        return self.losses(self.through(batch), batch)
 
 
 def whole(pixels: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def parameters(weights: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["referring", "grounding", "detection"])
 def test_tuned_structured_and_compiled_agree(folder: Path, glip_shop: Workshop, tmp_path: Path, kind: Any) -> None:
-    distil = 0.5 if kind == "referring" else 0.0
+    distil = 0.5 if kind == "grounding" else 0.0
     judged = tune(folder, TuneConfig(kind=kind, optimisation=BRIEF, distil=distil), tmp_path, device="cpu")
     assert [found.task for found in judged.values()] == [f"scenes/{kind}", f"scenes-unseen/{kind}"]
     assert all(np.isfinite(value) for found in judged.values() for value in found.overall.values())
@@ -164,7 +164,7 @@ def test_distilling_from_oneself_costs_nothing(glip_shop: Workshop) -> None:
     trainee = glip_shop.trainee(course)
     batch = tensors(course.batch(0, 0), torch.device("cpu"))
     with torch.no_grad():
-        outputs = trainee.model(**trainee.inputs(batch))
+        outputs = trainee.outputs(trainee.through(batch))
         other = {name: value + 0.1 for name, value in outputs.items()}
         mask = batch["attention_mask"]
         assert float(of_regions(outputs, outputs, mask)) == pytest.approx(0, abs=1e-6)

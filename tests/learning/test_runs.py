@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from inarch.learning.config import LearnConfig, Optimisation, TuneConfig
+from inarch.learning.distil import Distilled
 from inarch.learning.gates import Hard
 from inarch.learning.harden import as_plan
 from inarch.learning.methods import LEARNED, METHODS, narrowed, obtain
@@ -31,6 +32,7 @@ from inarch.learning.runs import (
     tune,
     tune_weights,
 )
+from inarch.learning.tasks.courses import tensors
 from inarch.learning.trainer import accelerator
 from inarch.learning.weights import model_weights, read_weights
 from inarch.structure.errors import InarchError
@@ -194,7 +196,12 @@ def test_parts_of_units(folder: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "distil"), [("referring", 0.0), ("vqa", 1.0), ("grounding", 0.5)])
 def test_tuning_keeps_the_structure(folder: Path, shop: Workshop, tmp_path: Path, kind: Any, distil: float) -> None:
-    judged = tune(folder, TuneConfig(kind=kind, optimisation=BRIEF, distil=distil), tmp_path / "tuned", device="cpu")
+    teacher = None
+    if kind == "vqa":
+        teacher = str(tmp_path / "teacher")
+        tune(folder, TuneConfig(kind=kind, optimisation=BRIEF), Path(teacher), dense=True, device="cpu")
+    config = TuneConfig(kind=kind, optimisation=BRIEF, distil=distil, teacher=teacher)
+    judged = tune(folder, config, tmp_path / "tuned", device="cpu")
     assert names(tmp_path / "tuned") == ["checkpoint.pt", "config.json", "evaluation.json", "log.csv", "weights.safetensors"]
     written = json.loads((tmp_path / "tuned" / "evaluation.json").read_text())
     splits = {split: dict(found.overall) for split, found in judged.items()}
@@ -232,8 +239,49 @@ def test_tuning_the_dense_model(folder: Path, shop: Workshop, tmp_path: Path) ->
         tune(folder, TuneConfig(kind="vqa", optimisation=BRIEF), tmp_path, device="cpu")
 
 
+def test_a_teacher_has_to_know_the_task(folder: Path, tmp_path: Path) -> None:
+    config = TuneConfig(kind="vqa", optimisation=BRIEF, distil=0.5)
+    with pytest.raises(InarchError, match="no teacher for vqa here") as caught:
+        tune(folder, config, tmp_path / "tuned", device="cpu")
+    assert caught.value.where == str(folder / "vqa-dense")
+    assert f"inarch tune {folder} --task vqa --dense" in str(caught.value.hint)
+    tune(folder, TuneConfig(optimisation=BRIEF), tmp_path / "referring", dense=True, device="cpu")
+    tune(folder, TuneConfig(kind="vqa", optimisation=BRIEF), tmp_path / "small", device="cpu")
+    for other in ("referring", "small"):
+        with pytest.raises(InarchError, match="no dense model tuned for vqa"):
+            tune(folder, config.model_copy(update={"teacher": str(tmp_path / other)}), tmp_path / "tuned", device="cpu")
+    assert not (tmp_path / "tuned").exists()
+
+
+def test_distilling_from_oneself(shop: Workshop) -> None:
+    course = shop.world.course("vqa")
+    student, teacher = shop.trainee(course), shop.trainee(course)
+    batch = tensors(course.batch(0, 0), torch.device("cpu"))
+    with torch.no_grad():
+        plain = student(batch)
+        losses = Distilled(student, teacher, 0.5)(batch)
+        assert float(losses.pop("distil")) == pytest.approx(0, abs=1e-6)
+        assert {name: float(value) for name, value in losses.items()} == {name: float(value) for name, value in plain.items()}
+        for parameter in teacher.model.parameters():
+            parameter.mul_(1.1)
+        assert float(Distilled(student, teacher, 0.5)(batch)["distil"]) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["grounding", "vqa"])
+def test_a_pass_gives_the_models_own_outputs(shop: Workshop, kind: Any) -> None:
+    course = shop.world.course(kind)
+    trainee = shop.trainee(course).eval()
+    batch = tensors(course.batch(0, 0), torch.device("cpu"))
+    with torch.no_grad():
+        found = trainee.outputs(trainee.through(batch))
+        wanted = trainee.model(**trainee.inputs(batch))
+    assert list(found) == list(wanted)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5)
+
+
 def test_a_killed_tuning_goes_on(folder: Path, tmp_path: Path) -> None:
-    config = TuneConfig(optimisation=BRIEF.model_copy(update={"interval": 2}), distil=0.5)
+    config = TuneConfig(kind="grounding", optimisation=BRIEF.model_copy(update={"interval": 2}), distil=0.5)
 
     def kill(_: str, done: int, __: int) -> None:
         if done == 3:

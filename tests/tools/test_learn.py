@@ -79,7 +79,13 @@ def test_the_whole_way(learned: Path, tmp_path: Path, inarch: Run) -> None:
     out = tmp_path / "compiled.onnx"
     assert inarch("compile", model, learned / "plan.json", "--out", out).code == 0
     assert Session(out).outputs == Session(model).outputs
-    shown = inarch("tune", learned, "--task", "vqa", "--steps", "2", "--distil", "0.5", "--dense", "--out", tmp_path / "vqa")
+    refused = inarch("tune", learned, "--task", "vqa", "--steps", "2", "--distil", "0.5", "--out", tmp_path / "vqa")
+    assert refused.code == 2
+    assert "there is no teacher for vqa here" in refused.err
+    made = inarch("tune", learned, "--task", "vqa", "--steps", "2", "--dense", "--out", tmp_path / "dense")
+    assert made.code == 0, made.err
+    taught = ("--distil", "0.5", "--teacher", tmp_path / "dense")
+    shown = inarch("tune", learned, "--task", "vqa", "--steps", "2", *taught, "--out", tmp_path / "vqa")
     assert shown.code == 0, shown.err
     head, *rows = (line.split() for line in shown.out.splitlines() if line.strip())
     assert head == ["metric", "test", "unseen"]
