@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from scipy import stats
 
 from inarch.runtime.session import Session
 from inarch.structure.plan import load_plan
-from inarch.tools.benchmarks.accuracy_grid import Cell
+from inarch.tools.benchmarks.accuracy_grid import FIRST, STORE, Cell, grid, stored
 from inarch.tools.benchmarks.accuracy_report import compare, pack, table_rows, unpack, write_report
 
 from tests.tools.conftest import Run
@@ -258,16 +259,17 @@ def cells(seeds: int = 3, samples: int = 120) -> dict[Cell, dict[str, Any]]:
         for seed in range(seeds):
             rng = np.random.default_rng([number, seed])
             for kind in ("referring", "vqa"):
-                right = rng.random(samples) < chance
+                right = (rng.random(samples) < chance).astype(float)
                 made[Cell(kind, method, keep, seed)] = {
                     "parameters": 1000,
                     "stored": int(1000 * keep) + seed,
-                    "grounding": chance - 0.01 * seed,
+                    "before": chance - 0.01 * seed,
                     "seconds": 30,
                     "learning_seconds": 60,
-                    "right": pack(right),
+                    "metric": "accuracy",
+                    "scores": pack(right),
                     "samples": samples,
-                    "raw": right.astype(float),
+                    "raw": right,
                 } | ({"backbones": keep - 0.1} if method != "dense" else {})
     return made
 
@@ -291,7 +293,7 @@ def raw(made: dict[Cell, dict[str, Any]], method: str, kind: str) -> list[Any]:
 @pytest.mark.parametrize("kind", ["referring", "vqa"])
 def test_the_tables_figures(kind: str, seeds: int) -> None:
     made = cells(seeds)
-    rows = {row[0]: row for row in table_rows(made, kind)}
+    rows = {row[0]: row for row in table_rows(made, (FIRST, kind))}
     assert list(rows) == ["dense", "joint", "prune"]
     for method, keep, chance in (("dense", 1.0, 0.8), ("joint", 0.6, 0.75), ("prune", 0.6, 0.6)):
         middle = (seeds - 1) / 2
@@ -313,22 +315,42 @@ def test_the_tables_figures(kind: str, seeds: int) -> None:
 def test_only_common_seeds_are_compared() -> None:
     made = cells(3)
     del made[Cell("vqa", "prune", 0.6, 1)]
-    found = compare(made, ("prune", 0.6), ("joint", 0.6), "vqa")
+    found = compare(made, ("prune", 0.6), ("joint", 0.6), (FIRST, "vqa"))
     assert found is not None
     assert found.samples == 240
-    assert compare(made, ("prune", 0.5), ("joint", 0.6), "vqa") is None
+    assert compare(made, ("prune", 0.5), ("joint", 0.6), (FIRST, "vqa")) is None
 
 
-def test_rights_are_packed_and_unpacked() -> None:
-    right = np.random.default_rng(0).random(77) < 0.5
-    assert unpack(pack(right), 77).tolist() == right.astype(float).tolist()
+def test_scores_are_packed_and_unpacked() -> None:
+    scores = np.random.default_rng(0).random(77)
+    right = (scores < 0.5).astype(float)
+    assert unpack(pack(right), 77).tolist() == right.tolist()
+    assert len(pack(right)) < len(pack(scores)) / 6
+    np.testing.assert_allclose(unpack(pack(scores), 77), scores, atol=0.5 / 255)
+
+
+def test_every_cell_that_is_kept_is_in_the_grid() -> None:
+    files = list(STORE.glob("*.json"))
+    assert len(files) > 10
+    assert len(stored(STORE)) == len(files), "a setting was changed, and with it the names of cells"
+    assert {cell.about for cell in grid()} >= {("glip-tiny/scenes", "detection"), ("mdetr-tiny/easy-vqa", "vqa")}
+
+
+def test_what_settings_have_apart_stays_apart(tmp_path: Path) -> None:
+    made = cells()
+    other = "glip-tiny/scenes"
+    more = {replace(cell, setting=other): data | {"metric": "AP@50"} for cell, data in made.items() if cell.method == "dense"}
+    assert table_rows(made | more, (FIRST, "vqa")) == table_rows(made, (FIRST, "vqa"))
+    assert [row[0] for row in table_rows(made | more, (other, "vqa"))] == ["dense"]
+    write_report(made | more, tmp_path)
+    assert "## glip-tiny/scenes, vqa: AP@50 of 120 held-out samples" in (tmp_path / "accuracy.md").read_text()
 
 
 def test_the_report_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_report(cells(), tmp_path)
     text = (tmp_path / "accuracy.md").read_text()
     assert "18 cells, 0.3 hours in all" in text, "what a method learned serves both tasks"
-    assert "## vqa, 120 held-out samples" in text
+    assert "## mdetr-tiny/scenes, vqa: accuracy of 120 held-out samples" in text
     assert (tmp_path / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
     assert all(f"| {method} |" in text for method in ("dense", "joint", "prune"))
     write_report({}, tmp_path / "none")

@@ -1,4 +1,4 @@
-"""``make bench-accuracy``: a grid of (model, task, method, kept fraction, seed), one cell at a time.
+"""``make bench-accuracy``: a grid of (model, data, task, method, kept fraction, seed), one cell at a time.
 
 A cell is a file in the store, written when it is done and never computed again, so that the grid is filled over several runs and
 machines. Everything that a cell depends on is in its name's hash. All methods of a seed start from one dense model and get as
@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from inarch.structure.errors import InarchError
 from inarch.structure.files import whole
 from inarch.tools import render
 from inarch.tools.benchmarks import machine
 from inarch.tools.benchmarks.accuracy_grid import (
+    SETTINGS,
     STORE,
-    TUNING,
     WORK,
     Cell,
     base_config,
@@ -36,36 +37,36 @@ if TYPE_CHECKING:
 
 
 def compute(cell: Cell, shop: Workshop) -> dict[str, Any]:
-    """Run one cell: the method on grounding, unless another task's cell has done that, then the task tuned from it."""
+    """Run one cell: the method on what a world is learned by, unless another task's cell has done that, then the task."""
     from inarch.learning.config import Optimisation, TuneConfig
     from inarch.learning.runs import backbone_parameters, judge, tune_weights
     from inarch.learning.trainer import accelerator
     from inarch.tools.benchmarks.accuracy_report import pack
 
-    config = base_config(cell.seed)
+    config = base_config(cell.seed, cell.setting)
     place = accelerator(config.precision, "cpu")
     outcome, record = learned(cell, _of_cell(cell, shop))
     start = time.monotonic()
     tuning = TuneConfig.model_validate(
         {
             "kind": cell.kind,
-            "optimisation": Optimisation.model_validate(TUNING[cell.kind]),
+            "optimisation": Optimisation.model_validate(SETTINGS[cell.setting].tuning[cell.kind]),
             "precision": config.precision,
             "seed": cell.seed,
         }
     )
     weights = tune_weights(outcome.shop, outcome.weights, outcome.plan, tuning, WORK / key_of(cell), place)
     judged = judge(outcome.shop, weights, tuning.kind)
-    right = judged.scores[judged.headline] > 0.5
     result: dict[str, Any] = {
         "cell": asdict(cell),
         "parameters": shop.table.parameters,
         "planned": outcome.planned,
         "stored": outcome.stored,
-        "grounding": record["grounding"],
+        "before": record["before"],
         "overall": dict(judged.overall),
-        "right": pack(right),
-        "samples": len(right),
+        "metric": judged.metric,
+        "scores": pack(judged.compared),
+        "samples": len(judged.compared),
         "seconds": round(time.monotonic() - start),
         "learning_seconds": record["seconds"],
         "machine": machine.describe(),
@@ -81,13 +82,13 @@ def _of_cell(cell: Cell, shop: Workshop) -> Workshop:
     """The workshop with the cell's seed and fraction."""
     from inarch.learning.runs import replaced
 
-    config = base_config(cell.seed)
+    config = base_config(cell.seed, cell.setting)
     structure = config.structure.model_copy(update={"keep": cell.keep})
     return replaced(shop, seed=cell.seed, structure=structure, learning=config.learning, dense=config.dense)
 
 
 def learned(cell: Cell, shop: Workshop) -> tuple[Outcome, dict[str, Any]]:
-    """What the cell's method gives on grounding, and a record of it; kept for the other tasks' cells."""
+    """What the cell's method gives before it is tuned, and a record of it; kept for the other tasks' cells."""
     from inarch.learning.methods import Outcome, obtain, shop_of
     from inarch.learning.runs import judge, train_dense
     from inarch.learning.trainer import accelerator
@@ -101,14 +102,14 @@ def learned(cell: Cell, shop: Workshop) -> tuple[Outcome, dict[str, Any]]:
         found = load_plan(plan) if known["plan"] else None
         return Outcome(found, read_weights(weights), known["planned"], known["stored"], shop_of(shop, cell.method)), known
     place = accelerator(shop.config.precision, "cpu")
-    dense = train_dense(shop, WORK / dense_key(cell.seed), place)
+    dense = train_dense(shop, WORK / dense_key(cell.seed, cell.setting), place)
     start = time.monotonic()
     outcome = obtain(shop, dense, cell.method, folder, place)
     known = {
         "plan": outcome.plan is not None,
         "planned": outcome.planned,
         "stored": outcome.stored,
-        "grounding": judge(outcome.shop, outcome.weights, "grounding").value,
+        "before": judge(outcome.shop, outcome.weights, shop.world.first).value,
         "seconds": round(time.monotonic() - start),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0, help="begin no cell after this time")
     parser.add_argument("--table", action="store_true", help="only print what is stored")
+    parser.add_argument("--settings", default="", help="models and their data, with commas between, as mdetr-tiny/scenes")
     parser.add_argument("--only", default="", help="methods, with commas between")
     parser.add_argument("--tasks", default="", help="tasks, with commas between")
     parser.add_argument("--seeds", default="", help="seeds, with commas between")
@@ -147,12 +149,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fill(args: argparse.Namespace) -> None:
-    from inarch.learning.runs import use_threads, workshop
+    from inarch.learning.runs import use_threads
 
     use_threads(args.threads)
     begun = time.monotonic()
     STORE.mkdir(parents=True, exist_ok=True)
-    shop: Workshop | None = None
+    shops: dict[str, Workshop | InarchError] = {}
     for cell in dict.fromkeys(grid()):
         path = STORE / f"{key_of(cell)}.json"
         if path.exists() or not _wanted(cell, args):
@@ -160,23 +162,39 @@ def _fill(args: argparse.Namespace) -> None:
         if time.monotonic() - begun > args.minutes * 60:
             render.say("the time is over; run it again for the rest")
             return
-        shop = shop or workshop(base_config(0))
+        if cell.setting not in shops:
+            shops[cell.setting] = _opened(cell.setting)
+        shop = shops[cell.setting]
+        if isinstance(shop, InarchError):
+            continue
         result = compute(cell, shop)
         with whole(path) as draft:
             draft.write_text(json.dumps(result) + "\n", encoding="utf-8")
         kept = result["stored"] / result["parameters"]
         value = 100 * next(iter(result["overall"].values()))
         render.say(
-            f"{cell.method} {cell.keep} seed {cell.seed}: kept {kept:.4f}, grounding {100 * result['grounding']:.2f}, "
+            f"{cell.setting} {cell.method} {cell.keep} seed {cell.seed}: kept {kept:.4f}, before {100 * result['before']:.2f}, "
             f"{cell.kind} {value:.2f}, {result['seconds'] + result['learning_seconds']} s"
         )
 
 
+def _opened(setting: str) -> Workshop | InarchError:
+    """What a setting's cells need; or why they are left out, which is said: some data have to be fetched first."""
+    from inarch.learning.runs import workshop
+
+    try:
+        return workshop(base_config(0, setting))
+    except InarchError as error:
+        render.say(f"without {setting}: {error}")
+        return error
+
+
 def _wanted(cell: Cell, args: argparse.Namespace) -> bool:
-    wanted = (args.only, args.tasks, args.seeds, args.keeps)
-    methods, kinds, seeds, keeps = ([one for one in text.split(",") if one] for text in wanted)
+    wanted = (args.settings, args.only, args.tasks, args.seeds, args.keeps)
+    settings, methods, kinds, seeds, keeps = ([one for one in text.split(",") if one] for text in wanted)
     return (
-        (not methods or cell.method in methods)
+        (not settings or cell.setting in settings)
+        and (not methods or cell.method in methods)
         and (not kinds or cell.kind in kinds)
         and (not seeds or str(cell.seed) in seeds)
         and (not keeps or cell.method == "dense" or str(cell.keep) in keeps)

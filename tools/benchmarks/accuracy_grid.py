@@ -15,9 +15,60 @@ if TYPE_CHECKING:
 
 STORE = Path("docs/measurements/accuracy")
 WORK = Path("bench-out/accuracy")
-KINDS = ("referring", "vqa")
+FIRST = "mdetr-tiny/scenes"
 BASELINES = ("uniform", "prune", "magnitude", "similarity", "rule-layer", "rule-cross", "share", "scratch")
 ABLATIONS = ("importance", "no-alignment", "free", "per-modality", "separate", "cross", "layer", "gates")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model, the data that it is trained on, and how much of that it gets.
+
+    Attributes:
+        model: a preset.
+        data: as of :class:`~inarch.learning.config.LearnConfig`.
+        dense: of the pre-training that a seed's methods share.
+        learning: what every method gets on top of that.
+        tuning: task -> how every method is tuned for it.
+    """
+
+    model: str
+    data: Mapping[str, Any]
+    dense: Mapping[str, float]
+    learning: Mapping[str, float]
+    tuning: Mapping[str, Mapping[str, float]]
+
+
+_DENSE, _LEARNING = {"steps": 8000, "rate": 3e-3}, {"steps": 2000, "rate": 1.5e-3, "warmup": 100}
+_TUNING = {"steps": 2000, "rate": 1e-3, "warmup": 100}
+SETTINGS: Mapping[str, Setting] = MappingProxyType(
+    {
+        FIRST: Setting(
+            "mdetr-tiny",
+            {"task": "scenes", "level": "medium"},
+            _DENSE,
+            _LEARNING,
+            {"referring": _TUNING, "vqa": _TUNING | {"steps": 6000}},
+        ),
+        "glip-tiny/scenes": Setting(
+            "glip-tiny",
+            {"task": "scenes", "level": "easy"},
+            {"steps": 3000, "rate": 1e-3},
+            {"steps": 1000, "rate": 5e-4, "warmup": 50},
+            {kind: {"steps": 1000, "rate": 3e-4, "warmup": 50} for kind in ("referring", "detection")},
+        ),
+        "mdetr-tiny/easy-vqa": Setting(
+            "mdetr-tiny",
+            {"task": "easy-vqa"},
+            {"steps": 2000, "rate": 3e-3},
+            {"steps": 1000, "rate": 1.5e-3, "warmup": 50},
+            {"vqa": {"steps": 500, "rate": 1e-3, "warmup": 50}},
+        ),
+        "mdetr-tiny/sprites": Setting(
+            "mdetr-tiny", {"task": "sprites", "level": "medium"}, _DENSE, _LEARNING, {"referring": _TUNING}
+        ),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -29,12 +80,19 @@ class Cell:
         method: see :data:`inarch.learning.methods.METHODS`.
         keep: fraction of the whole model's parameters that is stored.
         seed: of weights, batches and noise; the data are the same.
+        setting: one of :data:`SETTINGS`.
     """
 
     kind: str
     method: str
     keep: float
     seed: int
+    setting: str = FIRST
+
+    @property
+    def about(self) -> tuple[str, str]:
+        """What it is compared within: setting and task."""
+        return self.setting, self.kind
 
 
 def grid() -> Iterator[Cell]:
@@ -45,7 +103,7 @@ def grid() -> Iterator[Cell]:
             for method in ("joint", "prune", "uniform"):
                 yield Cell("referring", method, keep, seed)
     for seed in range(3):
-        for kind in KINDS:
+        for kind in SETTINGS[FIRST].tuning:
             yield Cell(kind, "dense", 1.0, seed)
             for method in ("joint", *BASELINES):
                 yield Cell(kind, method, 0.6, seed)
@@ -57,26 +115,29 @@ def grid() -> Iterator[Cell]:
     for seed in (3, 4):
         for method, keep in (("dense", 1.0), ("joint", 0.6), ("prune", 0.6), ("uniform", 0.6)):
             yield Cell("referring", method, keep, seed)
+    for seed in range(3):
+        for name, setting in list(SETTINGS.items())[1:]:
+            for kind in setting.tuning:
+                for method, keep in (("dense", 1.0), ("joint", 0.6), ("prune", 0.6), ("uniform", 0.6)):
+                    yield Cell(kind, method, keep, seed, name)
 
 
-def base_config(seed: int) -> LearnConfig:
-    """What all cells of a seed have in common."""
-    from inarch.learning.config import LearnConfig, Optimisation, ScenesSettings
+def base_config(seed: int, setting: str = FIRST) -> LearnConfig:
+    """What all cells of a seed and setting have in common."""
+    from inarch.learning.config import LearnConfig
 
-    return LearnConfig(
-        model="mdetr-tiny",
-        data=ScenesSettings(level="medium"),
-        dense=Optimisation(steps=8000, rate=3e-3),
-        learning=Optimisation(steps=2000, rate=1.5e-3, warmup=100),
-        precision="bf16",
-        seed=seed,
+    chosen = SETTINGS[setting]
+    return LearnConfig.model_validate(
+        {
+            "model": chosen.model,
+            "data": dict(chosen.data),
+            "dense": dict(chosen.dense),
+            "learning": dict(chosen.learning),
+            "precision": "bf16",
+            "seed": seed,
+        }
     )
 
-
-TUNING: Mapping[str, Mapping[str, float]] = MappingProxyType(
-    {"referring": {"steps": 2000, "rate": 1e-3, "warmup": 100}, "vqa": {"steps": 6000, "rate": 1e-3, "warmup": 100}}
-)
-"""Task -> how every method is tuned for it."""
 
 LEARNED = ("joint", "prune", "share", *ABLATIONS)
 """Methods that depend on how a structure is learned."""
@@ -84,23 +145,28 @@ LEARNED = ("joint", "prune", "share", *ABLATIONS)
 
 def key_of(cell: Cell) -> str:
     """The cell's name: readable, with a hash of every setting that it depends on behind it."""
-    digest = _digest([_settings(cell), dict(TUNING[cell.kind])])
-    return f"{cell.kind}-{cell.method}-{cell.keep:.2f}-{cell.seed}-{digest}"
+    digest = _digest([_settings(cell), dict(SETTINGS[cell.setting].tuning[cell.kind])])
+    return f"{_prefix(cell.setting)}{cell.kind}-{cell.method}-{cell.keep:.2f}-{cell.seed}-{digest}"
 
 
 def method_key(cell: Cell) -> str:
     """The name of what a method gives before it is tuned, which all tasks share."""
-    return f"{cell.method}-{cell.keep:.2f}-{cell.seed}-{_digest(_settings(cell))}"
+    return f"{_prefix(cell.setting)}{cell.method}-{cell.keep:.2f}-{cell.seed}-{_digest(_settings(cell))}"
 
 
-def dense_key(seed: int) -> str:
+def dense_key(seed: int, setting: str = FIRST) -> str:
     """The name of a seed's dense model, with a hash of what its pre-training depends on."""
-    settings = base_config(seed).model_dump(mode="json")
-    return f"dense-{seed}-{_digest([settings[name] for name in ('model', 'data', 'dense', 'precision', 'seed')])}"
+    settings = base_config(seed, setting).model_dump(mode="json")
+    digest = _digest([settings[name] for name in ("model", "data", "dense", "precision", "seed")])
+    return f"{_prefix(setting)}dense-{seed}-{digest}"
+
+
+def _prefix(setting: str) -> str:
+    return "" if setting == FIRST else f"{setting.replace('/', '-')}-"
 
 
 def _settings(cell: Cell) -> dict[str, Any]:
-    settings = base_config(cell.seed).model_dump(mode="json")
+    settings = base_config(cell.seed, cell.setting).model_dump(mode="json")
     if cell.method not in LEARNED:
         del settings["structure"]
     return settings
