@@ -19,6 +19,7 @@ from inarch.structure.files import whole
 from inarch.tools import render
 from inarch.tools.benchmarks import machine
 from inarch.tools.benchmarks.accuracy_grid import (
+    DISTIL,
     SETTINGS,
     STORE,
     WORK,
@@ -32,31 +33,20 @@ from inarch.tools.benchmarks.accuracy_grid import (
 )
 
 if TYPE_CHECKING:
+    from inarch.learning.config import TuneConfig
     from inarch.learning.methods import Outcome
     from inarch.learning.runs import Workshop
 
 
 def compute(cell: Cell, shop: Workshop) -> dict[str, Any]:
     """Run one cell: the method on what a world is learned by, unless another task's cell has done that, then the task."""
-    from inarch.learning.config import Optimisation, TuneConfig
-    from inarch.learning.runs import backbone_parameters, judge, tune_weights
-    from inarch.learning.trainer import accelerator
+    from inarch.learning.runs import backbone_parameters, judge
     from inarch.tools.benchmarks.accuracy_report import pack
 
-    config = base_config(cell.seed, cell.setting)
-    place = accelerator(config.precision, "cpu")
     outcome, record = learned(cell, _of_cell(cell, shop))
     start = time.monotonic()
-    tuning = TuneConfig.model_validate(
-        {
-            "kind": cell.kind,
-            "optimisation": Optimisation.model_validate(SETTINGS[cell.setting].tuning[cell.kind]),
-            "precision": config.precision,
-            "seed": cell.seed,
-        }
-    )
-    weights = tune_weights(outcome.shop, outcome.weights, outcome.plan, tuning, WORK / key_of(cell), place)
-    judged = judge(outcome.shop, weights, tuning.kind)
+    weights = tuned(cell, outcome, shop)
+    judged = judge(outcome.shop, weights, tuning_of(cell).kind)
     result: dict[str, Any] = {
         "cell": asdict(cell),
         "parameters": shop.table.parameters,
@@ -76,6 +66,39 @@ def compute(cell: Cell, shop: Workshop) -> dict[str, Any]:
         inside, kept = backbone_parameters(outcome.plan, shop.table)
         result["backbones"] = kept / inside
     return result
+
+
+def tuning_of(cell: Cell) -> TuneConfig:
+    """How a cell's method is tuned."""
+    from inarch.learning.config import TuneConfig
+
+    return TuneConfig.model_validate(
+        {
+            "kind": cell.kind,
+            "optimisation": dict(SETTINGS[cell.setting].tuning[cell.kind]),
+            "distil": DISTIL if cell.distilled else 0.0,
+            "precision": base_config(cell.seed, cell.setting).precision,
+            "seed": cell.seed,
+        }
+    )
+
+
+def tuned(cell: Cell, outcome: Outcome, shop: Workshop) -> dict[str, Any]:
+    """What a method gave, tuned for the cell's task; kept, since the dense model's teaches others."""
+    from inarch.learning.runs import tune_weights
+    from inarch.learning.trainer import accelerator
+    from inarch.learning.weights import keep_weights, read_weights
+
+    done = WORK / key_of(cell) / "weights.safetensors"
+    if done.exists():
+        return read_weights(done)
+    tuning, teacher = tuning_of(cell), None
+    if cell.distilled:
+        teacher = tuned(cell.teacher, learned(cell.teacher, _of_cell(cell.teacher, shop))[0], shop)
+    place = accelerator(tuning.precision, "cpu")
+    weights = tune_weights(outcome.shop, outcome.weights, outcome.plan, tuning, done.parent, place, teacher)
+    keep_weights(weights, done)
+    return weights
 
 
 def _of_cell(cell: Cell, shop: Workshop) -> Workshop:
@@ -138,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", default="", help="tasks, with commas between")
     parser.add_argument("--seeds", default="", help="seeds, with commas between")
     parser.add_argument("--keeps", default="", help="kept fractions, with commas between")
+    parser.add_argument("--distilled", action=argparse.BooleanOptionalAction, help="only, or none, of what is distilled")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(argv)
     from inarch.tools.benchmarks.accuracy_report import write_report
@@ -173,7 +197,7 @@ def _fill(args: argparse.Namespace) -> None:
         kept = result["stored"] / result["parameters"]
         value = 100 * next(iter(result["overall"].values()))
         render.say(
-            f"{cell.setting} {cell.method} {cell.keep} seed {cell.seed}: kept {kept:.4f}, before {100 * result['before']:.2f}, "
+            f"{cell.setting} {cell.label} {cell.keep} seed {cell.seed}: kept {kept:.4f}, before {100 * result['before']:.2f}, "
             f"{cell.kind} {value:.2f}, {result['seconds'] + result['learning_seconds']} s"
         )
 
@@ -193,7 +217,8 @@ def _wanted(cell: Cell, args: argparse.Namespace) -> bool:
     wanted = (args.settings, args.only, args.tasks, args.seeds, args.keeps)
     settings, methods, kinds, seeds, keeps = ([one for one in text.split(",") if one] for text in wanted)
     return (
-        (not settings or cell.setting in settings)
+        args.distilled in (None, cell.distilled)
+        and (not settings or cell.setting in settings)
         and (not methods or cell.method in methods)
         and (not kinds or cell.kind in kinds)
         and (not seeds or str(cell.seed) in seeds)

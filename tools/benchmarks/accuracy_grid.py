@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 STORE = Path("docs/measurements/accuracy")
 WORK = Path("bench-out/accuracy")
 FIRST = "mdetr-tiny/scenes"
+DISTIL = 10.0
+"""Weight of the teacher's outputs in the loss of what is distilled."""
+
 BASELINES = ("uniform", "prune", "magnitude", "similarity", "rule-layer", "rule-cross", "share", "scratch")
 ABLATIONS = ("importance", "no-alignment", "free", "per-modality", "separate", "cross", "layer", "gates")
 
@@ -81,6 +84,7 @@ class Cell:
         keep: fraction of the whole model's parameters that is stored.
         seed: of weights, batches and noise; the data are the same.
         setting: one of :data:`SETTINGS`.
+        distilled: whether the seed's tuned dense model teaches it while it is tuned, as far as :data:`DISTIL` goes.
     """
 
     kind: str
@@ -88,6 +92,17 @@ class Cell:
     keep: float
     seed: int
     setting: str = FIRST
+    distilled: bool = False
+
+    @property
+    def label(self) -> str:
+        """The method, and how it was tuned where that is not as usual."""
+        return f"{self.method}, distilled" if self.distilled else self.method
+
+    @property
+    def teacher(self) -> Cell:
+        """The cell of the dense model that was tuned for the same."""
+        return Cell(self.kind, "dense", 1.0, self.seed, self.setting)
 
     @property
     def about(self) -> tuple[str, str]:
@@ -115,6 +130,10 @@ def grid() -> Iterator[Cell]:
     for seed in (3, 4):
         for method, keep in (("dense", 1.0), ("joint", 0.6), ("prune", 0.6), ("uniform", 0.6)):
             yield Cell("referring", method, keep, seed)
+    for kind, keep, seeds in (("referring", 0.6, 5), ("vqa", 0.6, 3), ("referring", 0.4, 3)):
+        for seed in range(seeds):
+            for method in ("joint", "prune", "uniform"):
+                yield Cell(kind, method, keep, seed, distilled=True)
     for seed in range(3):
         for name, setting in list(SETTINGS.items())[1:]:
             for kind in setting.tuning:
@@ -145,8 +164,11 @@ LEARNED = ("joint", "prune", "share", *ABLATIONS)
 
 def key_of(cell: Cell) -> str:
     """The cell's name: readable, with a hash of every setting that it depends on behind it."""
-    digest = _digest([_settings(cell), dict(SETTINGS[cell.setting].tuning[cell.kind])])
-    return f"{_prefix(cell.setting)}{cell.kind}-{cell.method}-{cell.keep:.2f}-{cell.seed}-{digest}"
+    about: list[Any] = [_settings(cell), dict(SETTINGS[cell.setting].tuning[cell.kind])]
+    if cell.distilled:
+        about += [DISTIL, key_of(cell.teacher)]
+    how = "-distilled" if cell.distilled else ""
+    return f"{_prefix(cell.setting)}{cell.kind}-{cell.method}{how}-{cell.keep:.2f}-{cell.seed}-{_digest(about)}"
 
 
 def method_key(cell: Cell) -> str:
