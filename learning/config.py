@@ -84,7 +84,8 @@ class StructureSettings(_Settings):
         rate: the length of the hypernetwork's steps; see :class:`~inarch.learning.phases.LearnPhase`.
         weight: of the budget in the objective.
         temperature: of the gates.
-        keep_offset, share_offset, head_offset: how far a gate starts from pruning, from sharing, from losing a head.
+        keep_offset, share_offset, head_offset: how far a gate starts from pruning, from sharing (where nothing is filled: else
+            there are no gates of sharing), from losing a head.
         prior: how much of each unit's standing by first-order importance its gate starts with, in logits a standard unit; see
             :mod:`~inarch.learning.importance`.
         least: part of its units that every axis keeps, so that no site goes altogether.
@@ -128,6 +129,12 @@ class StructureSettings(_Settings):
     def _in_order(self) -> StructureSettings:
         if self.arrive < self.freeze:
             raise ValueError(f"weights cannot arrive ({self.arrive}) before the gates are frozen ({self.freeze})")
+        if self.gather and self.gather >= self.freeze:
+            raise ValueError(
+                f"what is gathered until {self.gather} leaves no gates to learn before they are frozen ({self.freeze})"
+            )
+        if self.gather and self.prune and self.fill != "none":
+            raise ValueError("what is gathered is forgotten where slots are filled: fill has to be none")
         return self
 
 
@@ -294,6 +301,12 @@ class TuneConfig(_Settings):
     teacher: str | None = None
     precision: Literal["no", "bf16", "fp16"] = "no"
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _teach(self) -> TuneConfig:
+        if self.teacher is not None and not self.distil:
+            raise ValueError("a teacher without a weight of what it says: distil is 0")
+        return self
 
 
 def read_config(path: Path) -> LearnConfig:

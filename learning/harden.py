@@ -19,6 +19,9 @@ from inarch.structure.sites import SiteTable
 TOLERANCE = 0.03
 """How far from the budget, in parts of the whole model, a structure may end; steps of a small model are coarse."""
 
+FAR = 1e4
+"""A logit that nothing moves back."""
+
 CLOSE = 0.0002
 """How near to the budget, in parts of the whole model, is near enough to look no further."""
 
@@ -110,6 +113,33 @@ def harden(
             hint="allow pruning or more sharing, or ask for what can be reached",
         )
     return best
+
+
+def refuse_unreachable(space: GateSpace, keep: float, name: str, *, filled: bool) -> None:
+    """Refuse a budget that no logits can meet, before anything is trained for it.
+
+    Args:
+        space: the gates.
+        keep: fraction of the whole model's parameters.
+        name: the model's name.
+        filled: whether sharing comes from what pruning leaves, and not from gates.
+
+    Raises:
+        InarchError: the smallest structure that there is stores more.
+    """
+    logits = np.full(space.logits, -FAR if filled else FAR, np.float32)
+    lever = budget_lever(space, heads=True)
+    logits[lever != 0] = -FAR * lever[lever != 0]
+    for group in space.groups:
+        if group.logits is not None and not space.prune:
+            logits[group.logits] = FAR
+    smallest = as_plan(space, space.project(logits)[0], name, {}).stored / space.table.parameters
+    if smallest > keep + TOLERANCE:
+        raise InarchError(
+            f"{keep:.4g} is out of reach: the smallest structure keeps {smallest:.4f} of the model",
+            where="structure.keep",
+            hint="allow pruning or more sharing, or ask for what can be reached",
+        )
 
 
 def budget_lever(space: GateSpace, *, heads: bool = False) -> Floats:

@@ -32,6 +32,7 @@ from inarch.structure.errors import InarchError
 from inarch.structure.lowering import lower
 from inarch.structure.plan import Plan
 from inarch.structure.planners import make_plan
+from inarch.structure.planners.make import UnreachableError
 from inarch.structure.resolve import resolve
 
 LEARNED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -39,7 +40,7 @@ LEARNED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "joint": {},
         "free": {"generator": "free"},
         "per-modality": {"generator": "per-modality"},
-        "separate": {"generator": "separate"},
+        "separate": {"generator": "separate", "fill": "none"},  # gates of sharing are what the second network is for
         "no-alignment": {"align": False},
         "importance": {"freeze": 1e-6},
         "cross": {"sharing": "cross"},
@@ -53,6 +54,9 @@ LEARNED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 PLANNED = ("magnitude", "uniform", "similarity")
 RULED = ("rule-layer", "rule-cross")
+LEAST = 0.05
+"""Part of every site that planners keep, unless that alone is more than what is to be kept."""
+
 METHODS = ("dense", *LEARNED, *PLANNED, *RULED, "scratch")
 
 
@@ -119,7 +123,13 @@ def _plan(shop: Workshop, dense: Mapping[str, Tensor], method: str) -> Plan:
         def read(param: str) -> npt.NDArray[np.generic]:
             return np.asarray(weights[param].numpy())
 
-        return make_plan(shop.table, read, keep=keep, method=method, name=name, minimum=0.05).plan
+        def made(least: float) -> Plan:
+            return make_plan(shop.table, read, keep=keep, method=method, name=name, minimum=least).plan
+
+        try:
+            return made(LEAST)
+        except UnreachableError:
+            return made(0.0)
     if method in RULED:
         provenance: dict[str, JsonValue] = {"method": method, "keep": keep}
         return share_by_rule(shop.table, method.removeprefix("rule-"), keep, name, provenance).plan

@@ -54,9 +54,11 @@ class _Weights:
         self.place.backward(loss)
         norm = float(self.place.clip_grad_norm_(self.module.parameters(), self.settings.clip))
         self.optimiser.step()
+        # While it is young it looks back over a part of its steps only: the weights that it began with are to be forgotten.
+        decay = min(self.settings.average, (1 + number) / (10 + number))
         with torch.no_grad():
             for name, parameter in self.raw.named_parameters() if self.average else ():
-                self.average[name].lerp_(parameter, 1 - self.settings.average)
+                self.average[name].lerp_(parameter, 1 - decay)
         values = {"loss": float(loss.detach())} | {name: float(value.detach()) for name, value in losses.items()}
         # A scaler leaves steps with infinite gradients out; without one, they are the end of the weights.
         return values | ({"gradient": norm} if self.place.scaler is None or math.isfinite(norm) else {})

@@ -19,7 +19,7 @@ from inarch.learning.config import Data, LearnConfig, TuneConfig, read_config
 from inarch.learning.distil import Distilled
 from inarch.learning.families import families, modality
 from inarch.learning.gates import GateSpace
-from inarch.learning.harden import Hardened
+from inarch.learning.harden import Hardened, refuse_unreachable
 from inarch.learning.matching import match
 from inarch.learning.models.examples import run_eager
 from inarch.learning.models.export import export_model
@@ -149,7 +149,9 @@ def as_model(model: nn.Module) -> Model:
 def train_dense(shop: Workshop, folder: Path, place: Accelerator, progress: Progress | None = None) -> dict[str, Tensor]:
     """Dense pre-training; returns the trainee's weights, auxiliary heads included, and keeps them in the folder."""
     done = folder / DENSE
-    if done.exists():
+    there = done.exists()
+    place.wait_for_everyone()  # nobody looks after another has written
+    if there:
         return read_weights(done)
     course = shop.pretraining()
     start = shop.config.weights
@@ -208,15 +210,42 @@ def learn(config: LearnConfig, folder: Path, *, device: str | None = None, progr
     """
     place = accelerator(config.precision, device)
     document = config.model_dump(mode="json")
-    _refuse_another(document, folder)
+    _refuse_another(document, folder, "go on with that one (inarch learn --resume), or take another folder")
     shop = workshop(config)  # what cannot be set up leaves no folder behind
+    _check(shop, place)
     _claim(document, folder, place)
     dense = train_dense(shop, folder, place, progress)
     hardened, weights = train_structure(shop, dense, folder, place, progress)
     if place.is_main_process:
         keep_weights(weights, folder / WEIGHTS)
         save_plan(hardened.plan, folder / PLAN)
+    place.wait_for_everyone()  # what is written is read next
     return hardened
+
+
+def _check(shop: Workshop, place: Accelerator) -> None:
+    """Refuse what would fail only after hours.
+
+    Raises:
+        InarchError: the weights to start from cannot be read or are another model's, nothing can be shared as it is asked for,
+            the budget is out of reach, or images cannot be dealt out to the processes.
+    """
+    config, structure = shop.config, shop.config.structure
+    if config.weights is not None:
+        hint = "the dense.safetensors of another run of the same model"
+        shop.trainee(shop.pretraining(), read_weights(Path(config.weights), hint), config.weights)
+    space = gate_space(shop)
+    if structure.sharing in ("cross", "layer") and not space.readers:
+        raise InarchError(
+            f"nothing of {config.model} can be shared so", where="structure.sharing", hint="joint, or none to prune alone"
+        )
+    refuse_unreachable(space, structure.keep, config.model, filled=structure.prune and structure.fill != "none")
+    if config.data.images % place.num_processes:
+        raise InarchError(
+            f"{config.data.images} images cannot be dealt out to {place.num_processes} processes",
+            where="data.images",
+            hint="take a multiple",
+        )
 
 
 def tune(
@@ -239,9 +268,11 @@ def tune(
         InarchError: the run is not complete, the folder holds another tuning, or training fails.
     """
     learned = read_run(run_folder)
+    if dense and config.distil:
+        raise InarchError("a dense model is no student of a dense model", where="distil", hint="tune it without")
     place = accelerator(config.precision, device)
     document = config.model_dump(mode="json") | {"dense": dense}
-    _refuse_another(document, folder)
+    _refuse_another(document, folder, "the same settings go on with it; for others take another folder, or delete this one")
     source = read_weights(run_folder / (DENSE if dense else WEIGHTS))
     plan = None if dense else load_plan(run_folder / PLAN)
     shop = workshop(learned)
@@ -253,6 +284,7 @@ def tune(
     if place.is_main_process:
         keep_weights(weights, folder / WEIGHTS)
         _write(summary(judged), folder / EVALUATION)
+    place.wait_for_everyone()  # what is written is read next
     return judged
 
 
@@ -382,15 +414,17 @@ def read_run(folder: Path) -> LearnConfig:
     """The configuration of a run.
 
     Raises:
-        InarchError: there is none.
+        InarchError: there is none, or what is there is what ``inarch tune`` made.
     """
     path = folder / CONFIG
     if not path.exists():
         raise InarchError("there is no run here", where=str(folder), hint="inarch learn --out makes one")
+    if (folder / EVALUATION).exists() and not (folder / DENSE).exists():
+        raise InarchError("this is what inarch tune made of a run", where=str(folder), hint="name the run's own folder")
     return read_config(path)
 
 
-def _refuse_another(document: Mapping[str, Any], folder: Path) -> None:
+def _refuse_another(document: Mapping[str, Any], folder: Path, hint: str) -> None:
     """Refuse a folder that holds something with another configuration."""
     path = folder / CONFIG
     try:
@@ -409,7 +443,7 @@ def _refuse_another(document: Mapping[str, Any], folder: Path) -> None:
     raise InarchError(
         f"another run is here, with another {', '.join(names) or 'version'}",
         where=str(folder),
-        hint="go on with that one (inarch learn --resume), or take another folder",
+        hint=hint,
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from inarch.learning.config import Optimisation
@@ -72,19 +72,25 @@ def accelerator(precision: str = "no", device: str | None = None) -> Accelerator
         # accelerate keeps one state a process, and refuses another precision or device; a second run may want one.
         AcceleratorState._reset_state(not torch.distributed.is_initialized())
     if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
-        raise InarchError("fp16 needs a GPU", where="--precision", hint="bf16, or no")
+        raise InarchError("fp16 needs a GPU", where="precision", hint="bf16, or no")
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # heads of tasks that a phase does not train
     try:
         return Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[unused])
     except ValueError as error:
-        raise InarchError(str(error), where="--precision", hint="no, bf16 or fp16") from None
+        raise InarchError(str(error), where="precision", hint="no, bf16 or fp16") from None
+
+
+def is_main() -> bool:
+    """Whether this process is the one of several that writes and speaks."""
+    return bool(PartialState().is_main_process)
 
 
 def rate_at(settings: Optimisation, number: int) -> float:
-    """Learning rate of a step: linear warm-up, then a cosine down to a fiftieth."""
-    if number < settings.warmup:
-        return settings.rate * (number + 1) / settings.warmup
-    done = (number - settings.warmup) / max(settings.steps - settings.warmup, 1)
+    """Learning rate of a step: linear warm-up, of half of all steps at most, then a cosine down to a fiftieth."""
+    warmup = min(settings.warmup, settings.steps // 2)
+    if number < warmup:
+        return settings.rate * (number + 1) / warmup
+    done = (number - warmup) / max(settings.steps - warmup, 1)
     return settings.rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
 
@@ -138,7 +144,7 @@ def _resume(phase: Phase, folder: Path) -> tuple[int, dict[str, list[float]]]:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         name, step, state, pending = saved["phase"], saved["step"], saved["state"], saved["log"]
-    except (OSError, RuntimeError, LookupError, TypeError, pickle.UnpicklingError) as error:
+    except (OSError, EOFError, RuntimeError, LookupError, TypeError, pickle.UnpicklingError) as error:
         raise InarchError(
             f"no checkpoint can be read: {error}", where=str(path), hint="without it the phase begins anew"
         ) from None
@@ -155,7 +161,10 @@ def _resume(phase: Phase, folder: Path) -> tuple[int, dict[str, list[float]]]:
 def _save(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file that is whole or not there."""
     part = path.with_suffix(".part")
-    torch.save(dict(content), part)
+    with part.open("wb") as file:
+        torch.save(dict(content), file)
+        file.flush()
+        os.fsync(file.fileno())  # a power cut leaves the old one or the new one
     os.replace(part, path)
 
 

@@ -40,14 +40,18 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str =
         raise InarchError(f"these are another model's: {reason[:200]}", where=source) from None
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, hint: str = "a run that was stopped goes on with inarch learn --resume") -> dict[str, Tensor]:
     """Weights from a file.
+
+    Args:
+        path: the file.
+        hint: what to do if it is not there.
 
     Raises:
         InarchError: it cannot be read, or is not there: the run that makes it is not complete.
     """
     if not path.exists():
-        raise InarchError("is not there", where=str(path), hint="a run that was stopped goes on with inarch learn --resume")
+        raise InarchError("is not there", where=str(path), hint=hint)
     try:
         return load_file(path)
     except (OSError, ValueError, SafetensorError) as error:

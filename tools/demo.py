@@ -61,7 +61,7 @@ def run(
         return
     needs_learning()
     needs(("jinja2",), "the demo's report", "report")  # not after minutes of training
-    parts = bench.thread_counts(steps)
+    parts = bench.numbers(steps, "--steps", "numbers of steps", STEPS)
     if len(parts) != 3:
         raise typer.BadParameter(f"{steps!r} is not three numbers", param_hint="--steps")
     demo = Demo(out, keep, level, parts, seed, quiet=json)
@@ -136,17 +136,18 @@ class Demo:
         }
 
     def _config(self) -> LearnConfig:
-        from inarch.learning.config import LearnConfig, Optimisation, ScenesSettings, StructureSettings
+        from inarch.learning.config import LearnConfig, validated
 
         dense, learning, _ = self.steps
-        return LearnConfig(
-            data=ScenesSettings(level=self.level, scenes=self.scenes, held_out=self.held_out),
-            dense=Optimisation(steps=dense, warmup=min(200, dense // 4)),
-            learning=Optimisation(steps=learning, rate=1e-3, warmup=min(100, learning // 4)),
-            structure=StructureSettings(keep=self.keep),
-            precision="bf16",
-            seed=self.seed,
-        )
+        values = {
+            "data": {"task": "scenes", "level": self.level, "scenes": self.scenes, "held_out": self.held_out},
+            "dense": {"steps": dense, "warmup": min(200, dense // 4)},
+            "learning": {"steps": learning, "rate": 1e-3, "warmup": min(100, learning // 4)},
+            "structure": {"keep": self.keep},
+            "precision": "bf16",
+            "seed": self.seed,
+        }
+        return validated(LearnConfig, values, "inarch demo")
 
     def _learn(self) -> Hardened:
         from inarch.learning.plots import plot_run, plot_structure

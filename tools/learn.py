@@ -75,6 +75,7 @@ def run(
     from inarch.learning.config import configure
     from inarch.learning.plots import plot_run, plot_structure
     from inarch.learning.runs import learn, read_run
+    from inarch.learning.trainer import is_main
 
     changes = _changes(model, task, level, keep, sharing, weights, steps, seed, settings or [])
     if resume:
@@ -85,6 +86,8 @@ def run(
         chosen = configure(changes, config)
     with render.progress(quiet=json) as report:
         hardened = learn(chosen, out, device=device, progress=report)
+    if not is_main():
+        return
     plot_run(out, out / "curves.png")
     plot_structure(hardened.plan, out / "structure.png")
     _say(chosen, hardened, out, json=json)

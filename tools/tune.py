@@ -61,6 +61,7 @@ def run(
     from inarch.compiler.writer import write_model
     from inarch.learning.config import TuneConfig, validated
     from inarch.learning.runs import dense_folder, export_tuned, kinds_of, read_run, summary, tune
+    from inarch.learning.trainer import is_main
 
     kind = task.value if task is not None else kinds_of(read_run(folder))[0]
     where = out or (dense_folder(folder, kind) if dense else folder / kind)
@@ -75,6 +76,8 @@ def run(
     config = validated(TuneConfig, values, "inarch tune")
     with render.progress(quiet=json) as report:
         judged = tune(folder, config, where, dense=dense, device=device, progress=report)
+        if not is_main():
+            return
         report("exporting with torch", 0, 1)
         model = where / "model.onnx"
         write_model(export_tuned(folder, where), model)

@@ -67,7 +67,9 @@ def shard(batch: Mapping[str, npt.NDArray[Any]], rank: int, world: int) -> Array
     """
     images = len(batch["pixel_values"])
     if images % world:
-        raise InarchError(f"{images} images cannot be dealt out to {world} processes", where="--images", hint="take a multiple")
+        raise InarchError(
+            f"{images} images cannot be dealt out to {world} processes", where="data.images", hint="take a multiple"
+        )
     each, texts = images // world, len(batch["image"]) // world
     part: Arrays = {}
     for name, values in batch.items():

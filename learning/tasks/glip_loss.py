@@ -127,6 +127,31 @@ def glip_loss(
     }
 
 
+def divergence(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], text_mask: Tensor, cells: Tensor) -> Tensor:
+    """How far a student is from a teacher: Kullback-Leibler of each cell's and token's yes or no and of the centerness, and L1 of
+    boxes, the latter two by the teacher's certainty that a cell answers for something (ours).
+
+    Args:
+        mine: ``logits`` [B, N, T], ``boxes`` [B, N, 4] and ``centerness`` [B, N].
+        theirs: the teacher's.
+        text_mask: [B, T], not 0 at real tokens.
+        cells: how many cells answer for a box, over all processes: what it is divided by.
+    """
+    real = (text_mask != 0)[:, None].to(mine["logits"].dtype)
+    certain = (theirs["logits"].sigmoid() * real).amax(-1)
+    aligned = (_binary(mine["logits"], theirs["logits"]) * real).sum()
+    central = (_binary(mine["centerness"], theirs["centerness"]) * certain).sum()
+    boxes = ((mine["boxes"] - theirs["boxes"]).abs().sum(-1) * certain).sum()
+    return (aligned + central + boxes) / cells.clamp(min=1)
+
+
+def _binary(mine: Tensor, theirs: Tensor) -> Tensor:
+    """Kullback-Leibler of Bernoulli distributions, given by their logits."""
+    wanted = theirs.sigmoid()
+    cross = F.binary_cross_entropy_with_logits(mine, wanted, reduction="none")
+    return cross - F.binary_cross_entropy_with_logits(theirs, wanted, reduction="none")
+
+
 def _edges(boxes: Tensor) -> Tensor:
     """Where boxes [..., 4] begin and end: the last pixel counts."""
     return torch.cat((boxes[..., :2], boxes[..., 2:] + 1), -1)

@@ -16,7 +16,7 @@ from torch import Tensor
 from inarch.learning.models.glip import Glip
 from inarch.learning.models.glip_post import STRIDES, anchors
 from inarch.learning.tasks.glip_boxes import to_pixels
-from inarch.learning.tasks.glip_loss import glip_loss, positives
+from inarch.learning.tasks.glip_loss import divergence, glip_loss, positives
 from inarch.learning.tasks.glip_targets import WEIGHTS
 from inarch.learning.tasks.trainee import Trainee
 from inarch.structure.errors import InarchError
@@ -56,6 +56,10 @@ class GlipTrainee(Trainee):
     def outputs(self, passed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The model's own outputs, one row a text, in float32."""
         return {name: value.float() for name, value in passed.items()}
+
+    def apart(self, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+        """As :func:`~inarch.learning.tasks.glip_loss.divergence`."""
+        return divergence(mine, theirs, batch["attention_mask"], batch["answering"][0])
 
     def losses(self, passed: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Losses by name, weighted, in float32; their sum is the task's loss.

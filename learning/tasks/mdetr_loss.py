@@ -118,6 +118,11 @@ def layer_losses(outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], obj
     return losses
 
 
+def divergence(mine: Tensor, theirs: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of distributions [..., S], given by their logits, from a teacher's; [...]."""
+    return F.kl_div(mine.log_softmax(-1), theirs.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+
+
 def contrast(queries: Tensor, tokens: Tensor, positive: Tensor, real: Tensor) -> Tensor:
     """Contrastive alignment, both ways, summed over the batch (published; temperature 0.07).
 

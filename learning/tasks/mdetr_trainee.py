@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inarch.learning.models.mdetr import Mdetr
-from inarch.learning.tasks.mdetr_loss import corners, generalised_iou, layer_losses
+from inarch.learning.tasks.mdetr_loss import corners, divergence, generalised_iou, layer_losses
 from inarch.learning.tasks.trainee import Trainee, whole
 
 ALIGN = 32
@@ -135,6 +135,19 @@ class MdetrTrainee(Trainee):
         """The model's own outputs, one row a text, in float32."""
         with torch.autocast(passed.seen.device.type, enabled=False):
             return self.model.heads(passed.hidden[-1], passed.words) | self.model.answers(passed.hidden)
+
+    def apart(self, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+        """Kullback-Leibler over token slots and answers, and L1 of boxes by the teacher's certainty of an object."""
+        total = mine["logits"].new_zeros(())
+        if bool(batch["box_mask"].any()):
+            certain = 1 - theirs["logits"].softmax(-1)[..., -1]
+            boxes = (mine["boxes"] - theirs["boxes"]).abs().sum(-1) * certain
+            total = total + divergence(mine["logits"], theirs["logits"]).mean() + boxes.sum() / batch["objects"][0]
+        asked = batch["answers"] >= 0
+        if self.model.answer_heads and bool(asked.any()):
+            name = next(iter(self.model.answer_heads))
+            total = total + (divergence(mine[name], theirs[name]) * asked).mean()
+        return total
 
     def losses(self, passed: Passed, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Losses by name, weighted, in float32; their sum is the task's loss.

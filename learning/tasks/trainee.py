@@ -46,6 +46,18 @@ class Trainee(nn.Module, ABC):
     def outputs(self, passed: Any) -> dict[str, Tensor]:
         """The model's own outputs, one row a text, in float32."""
 
+    @abstractmethod
+    def apart(self, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+        """How far a student's outputs are from its teacher's, of what the batch has targets for; a scalar.
+
+        As with losses, what it is divided by is the whole batch's, so that several processes come to the same.
+
+        Args:
+            mine: as of :meth:`outputs`.
+            theirs: the teacher's.
+            batch: both saw it.
+        """
+
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A pass and its losses."""
         return self.losses(self.through(batch), batch)

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from inarch.learning.config import Optimisation, TuneConfig
-from inarch.learning.distil import of_regions
 from inarch.learning.methods import obtain
 from inarch.learning.models.examples import run_eager
 from inarch.learning.models.glip import Glip
@@ -167,10 +166,10 @@ def test_distilling_from_oneself_costs_nothing(glip_shop: Workshop) -> None:
         outputs = trainee.outputs(trainee.through(batch))
         other = {name: value + 0.1 for name, value in outputs.items()}
         mask = batch["attention_mask"]
-        assert float(of_regions(outputs, outputs, mask)) == pytest.approx(0, abs=1e-6)
-        assert float(of_regions(other, outputs, mask)) > 0.1
+        assert float(trainee.apart(outputs, outputs, batch)) == pytest.approx(0, abs=1e-6)
+        assert float(trainee.apart(other, outputs, batch)) > 0.1
         changed = dict(outputs) | {"logits": torch.where(mask[:, None] != 0, outputs["logits"], 7.0)}
-        assert float(of_regions(changed, outputs, mask)) == pytest.approx(0, abs=1e-6)
+        assert float(trainee.apart(changed, outputs, batch)) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_structured_glip_is_the_model_itself(folder: Path, glip_shop: Workshop) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -42,7 +43,7 @@ def pair(shop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", [0, 1], ids=["weights", "learning"])
+@pytest.mark.parametrize("number", [0, 1, 2], ids=["weights", "learning", "distilled"])
 def test_two_processes_learn_what_one_does(pair: Path, shop: Workshop, tmp_path: Path, number: int) -> None:
     phase = phases(shop)[number]
     assert run(phase, tmp_path)
@@ -61,10 +62,17 @@ def test_two_processes_learn_what_one_does(pair: Path, shop: Workshop, tmp_path:
     course = shop.pretraining()
     losses = []
     for state in (expected, found):
-        trainee = shop.trainee(course, state["module"])
+        trainee = shop.trainee(course, {name.removeprefix("student."): value for name, value in state["module"].items()})
         with torch.no_grad():
             losses.append({name: float(loss) for name, loss in trainee(tensors(course.batch(5, 0), torch.device("cpu"))).items()})
     assert losses[1] == pytest.approx(losses[0], rel=2e-4)
+
+
+def test_two_processes_go_the_whole_way(pair: Path) -> None:
+    found = [json.loads((pair / f"found{rank}.json").read_text()) for rank in (0, 1)]
+    assert found[0] == found[1]
+    written = json.loads((pair / "whole" / "tuned" / "evaluation.json").read_text())
+    assert written["splits"]["test"] == found[0]
 
 
 def test_one_process_writes(pair: Path) -> None:

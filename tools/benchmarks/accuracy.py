@@ -1,7 +1,8 @@
 """``make bench-accuracy``: a grid of (model, data, task, method, kept fraction, seed), one cell at a time.
 
 A cell is a file in the store, written when it is done and never computed again, so that the grid is filled over several runs and
-machines. Everything that a cell depends on is in its name's hash. All methods of a seed start from one dense model and get as
+machines. Every setting that a cell depends on is in its name's hash; whoever changes what a method does with them, removes its
+cells. All methods of a seed start from one dense model and get as
 many steps; see :mod:`inarch.learning.methods`. ``--table`` only prints what there is.
 """
 
@@ -166,32 +167,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     from inarch.tools.benchmarks.accuracy_report import write_report
 
-    if not args.table:
-        _fill(args)
+    failed = 0 if args.table else _fill(args)
     write_report(stored(STORE), STORE.parent)
-    return 0
+    return 1 if failed else 0
 
 
-def _fill(args: argparse.Namespace) -> None:
+def _fill(args: argparse.Namespace) -> int:
+    """Compute what is wanted and not there; returns how many cells could not be computed, each of which is said."""
     from inarch.learning.runs import use_threads
 
     use_threads(args.threads)
     begun = time.monotonic()
     STORE.mkdir(parents=True, exist_ok=True)
     shops: dict[str, Workshop | InarchError] = {}
+    failed = 0
     for cell in dict.fromkeys(grid()):
         path = STORE / f"{key_of(cell)}.json"
         if path.exists() or not _wanted(cell, args):
             continue
         if time.monotonic() - begun > args.minutes * 60:
             render.say("the time is over; run it again for the rest")
-            return
+            break
         if cell.setting not in shops:
             shops[cell.setting] = _opened(cell.setting)
         shop = shops[cell.setting]
         if isinstance(shop, InarchError):
             continue
-        result = compute(cell, shop)
+        try:
+            result = compute(cell, shop)
+        except InarchError as error:
+            render.say(f"{cell.setting} {cell.kind} {cell.label} {cell.keep} seed {cell.seed}: {error}")
+            failed += 1
+            continue
         with whole(path) as draft:
             draft.write_text(json.dumps(result) + "\n", encoding="utf-8")
         kept = result["stored"] / result["parameters"]
@@ -200,6 +207,7 @@ def _fill(args: argparse.Namespace) -> None:
             f"{cell.setting} {cell.label} {cell.keep} seed {cell.seed}: kept {kept:.4f}, before {100 * result['before']:.2f}, "
             f"{cell.kind} {value:.2f}, {result['seconds'] + result['learning_seconds']} s"
         )
+    return failed
 
 
 def _opened(setting: str) -> Workshop | InarchError:

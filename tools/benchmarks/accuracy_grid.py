@@ -158,10 +158,6 @@ def base_config(seed: int, setting: str = FIRST) -> LearnConfig:
     )
 
 
-LEARNED = ("joint", "prune", "share", *ABLATIONS)
-"""Methods that depend on how a structure is learned."""
-
-
 def key_of(cell: Cell) -> str:
     """The cell's name: readable, with a hash of every setting that it depends on behind it."""
     about: list[Any] = [_settings(cell), dict(SETTINGS[cell.setting].tuning[cell.kind])]
@@ -188,8 +184,13 @@ def _prefix(setting: str) -> str:
 
 
 def _settings(cell: Cell) -> dict[str, Any]:
+    """All settings of a run of the cell's method, but for what is kept, which is in the name."""
+    from inarch.learning.methods import LEARNED
+
     settings = base_config(cell.seed, cell.setting).model_dump(mode="json")
-    if cell.method not in LEARNED:
+    if cell.method in LEARNED:
+        settings["structure"] |= LEARNED[cell.method]
+    else:
         del settings["structure"]
     return settings
 

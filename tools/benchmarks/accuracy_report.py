@@ -61,7 +61,10 @@ def _kept(runs: Sequence[Mapping[str, Any]]) -> float:
 
 
 def table_rows(cells: Cells, about: About) -> list[list[str]]:
-    """One row a method and fraction: what it stores, accuracy, difference to dense, difference of ours to it."""
+    """One row a method and fraction: what it stores, accuracy, difference to dense, difference of ours to it.
+
+    Means are over a row's own seeds, which it names: only the differences compare rows that have others.
+    """
     rows = []
     there = {(cell.label, cell.keep) for cell in cells if cell.about == about}
     for method, keep in sorted(there, key=lambda one: (-one[1], not one[0].startswith(OURS), one[0])):
@@ -75,7 +78,7 @@ def table_rows(cells: Cells, about: About) -> list[list[str]]:
                 f"{keep:.2f}",
                 f"{100 * kept:.1f}",
                 inside,
-                str(len(mine)),
+                _seeds(of(cells, method, keep, about)),
                 f"{100 * np.mean([data['before'] for data in mine]):.2f}",
                 f"{100 * np.mean([_scores(data).mean() for data in mine]):.2f}",
                 _interval(compare(cells, ("dense", 1.0), (method, keep), about)) if method != "dense" else "",
@@ -83,6 +86,14 @@ def table_rows(cells: Cells, about: About) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def _seeds(runs: Mapping[int, object]) -> str:
+    """Which there are: ``0-2``, or ``0, 2``."""
+    seeds = sorted(runs)
+    if len(seeds) > 1 and seeds == list(range(seeds[0], seeds[-1] + 1)):
+        return f"{seeds[0]}-{seeds[-1]}"
+    return ", ".join(map(str, seeds))
 
 
 def _interval(found: Paired | None) -> str:
@@ -105,10 +116,11 @@ def write_report(cells: Cells, folder: Path, name: str = "accuracy") -> None:
         "",
         "`make bench-accuracy` (`--table` prints what is stored). Every cell starts from one dense model a seed and gets as",
         "many steps; figures are per cent of held-out samples, differences are paired, with 95 % intervals over samples and",
-        "seeds. `stored` is of the whole model, `backbones` of the two backbones' sites alone, and `keep` what was asked for,",
-        "which not every rule can reach; `before` is what a model is worth before tuning, on what the structure was learned by:",
-        "recall of phrases, or accuracy where a task has only questions. `distilled` was tuned with the tuned dense model as its",
-        "teacher, which costs a third more a step; there, `ours` is ours distilled.",
+        "seeds. Means are over the seeds that a row names, so only differences compare rows with others. `stored` is of the",
+        "whole model, `backbones` of the two backbones' sites alone, and `keep` what was asked for, which not every rule can",
+        "reach; `before` is what a model is worth before tuning, on what the structure was learned by: recall of phrases, or",
+        "accuracy where a task has only questions. `distilled` was tuned with the tuned dense model as its teacher, which costs",
+        "a third more a step; there, `ours` is ours distilled.",
         f"{len(cells)} cells, {hours:.1f} hours in all without dense pre-training.",
         f"Printed on: {described}.",
         "",
@@ -131,7 +143,7 @@ def write_report(cells: Cells, folder: Path, name: str = "accuracy") -> None:
 
 
 def draw(cells: Cells, there: Sequence[About], out: Path) -> bool:
-    """Accuracy against what is stored, one panel a setting and task; False where there is nothing to draw with."""
+    """Difference to dense against what is stored, one panel a setting and task; False where there is nothing to draw with."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -139,21 +151,24 @@ def draw(cells: Cells, there: Sequence[About], out: Path) -> bool:
     wide = min(len(there), 2)
     high = -(-len(there) // wide)
     figure = Figure(figsize=(5.2 * wide, 3.8 * high), layout="constrained")
-    panels = figure.subplots(high, wide, squeeze=False).flat
+    panels = list(figure.subplots(high, wide, squeeze=False).flat)
     for panel, about in zip(panels, there, strict=False):
         mine = [cell for cell in cells if cell.about == about]
         for method in sorted({cell.label for cell in mine}, key=lambda one: (not one.startswith(OURS), one)):
             keeps = sorted({cell.keep for cell in mine if cell.label == method})
-            runs = [of(cells, method, keep, about).values() for keep in keeps]
-            means = [100 * float(np.mean([_scores(data).mean() for data in found])) for found in runs]
-            if method == "dense":
-                panel.axhline(means[0], color="black", linewidth=0.8, label="dense")
+            found = [(keep, compare(cells, ("dense", 1.0), (method, keep), about)) for keep in keeps]
+            there_too = [(keep, 100 * paired.difference) for keep, paired in found if paired is not None]
+            if method == "dense" or not there_too:
                 continue
+            kept = [100 * _kept(list(of(cells, method, keep, about).values())) for keep, _ in there_too]
             style = {"linewidth": 2.2, "zorder": 3} if method.startswith(OURS) else {"linewidth": 1.0, "alpha": 0.8}
-            panel.plot([100 * _kept(list(found)) for found in runs], means, marker="o", markersize=4, label=method, **style)
-        panel.set(title=", ".join(about), xlabel="stored parameters, % of the whole model", ylabel="accuracy, %")
+            panel.plot(kept, [points for _, points in there_too], marker="o", markersize=4, label=method, **style)
+        panel.axhline(0, color="black", linewidth=0.8, label="dense")
+        panel.set(
+            title=", ".join(about), xlabel="stored parameters, % of the whole model", ylabel="points above dense, same seeds"
+        )
         panel.legend(frameon=False, fontsize=7)
-    for panel in panels:
+    for panel in panels[len(there) :]:
         panel.set_axis_off()
     figure.savefig(out, dpi=110)
     return True
