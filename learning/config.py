@@ -133,8 +133,6 @@ class StructureSettings(_Settings):
             raise ValueError(
                 f"what is gathered until {self.gather} leaves no gates to learn before they are frozen ({self.freeze})"
             )
-        if self.gather and self.prune and self.fill != "none":
-            raise ValueError("what is gathered is forgotten where slots are filled: fill has to be none")
         return self
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inarch.learning.families import families
 from inarch.learning.gates import GateSpace, Hard
-from inarch.learning.harden import TOLERANCE, as_plan, harden
+from inarch.learning.harden import TOLERANCE, as_plan, harden, refuse_unreachable
 from inarch.structure.errors import InarchError
 from inarch.structure.lowering import lower
 from inarch.structure.plan import dump_plan, parse_plan
@@ -90,6 +90,25 @@ def test_what_cannot_be_reached_is_refused_with_what_can() -> None:
         harden(gates, logits_of(gates), least - TOLERANCE - 0.01, "m", {})
     with pytest.raises(InarchError, match=r"the nearest structure to 1\.1"):
         harden(gates, logits_of(gates), 1.1, "m", {})
+
+
+@pytest.mark.parametrize("filled", [True, False])
+def test_what_is_out_of_reach_is_known_beforehand(filled: bool) -> None:
+    gates = space()
+    nothing = {key: np.zeros(spec.heads * spec.per_head, np.bool_) for key, spec in gates.axes.items()}
+    least = as_plan(gates, Hard(nothing, nothing), "m", {}).stored / gates.table.parameters
+    refuse_unreachable(gates, least, "m", filled=filled)
+    with pytest.raises(InarchError, match=f"out of reach: the smallest structure keeps {least:.4f} of the model"):
+        refuse_unreachable(gates, least - TOLERANCE - 0.001, "m", filled=filled)
+
+
+def test_sharing_alone_has_its_own_reach() -> None:
+    gates = space(prune=False)
+    with pytest.raises(InarchError, match="out of reach") as caught:
+        refuse_unreachable(gates, 0.05, "m", filled=False)
+    smallest = float(str(caught.value).split(" keeps ")[1].split()[0])
+    found = harden(gates, gates.offsets(3, 1, 3), smallest, "m", {})
+    assert found.stored / gates.table.parameters == pytest.approx(smallest, abs=1e-3), "as much as sharing can do"
 
 
 def test_logits_that_are_all_equal_reach_the_budget_too() -> None:

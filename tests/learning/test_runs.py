@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from inarch.learning import runs
 from inarch.learning.config import LearnConfig, Optimisation, TuneConfig
 from inarch.learning.distil import Distilled
 from inarch.learning.gates import Hard
@@ -141,12 +142,34 @@ def test_a_run_of_an_older_version_is_read_but_not_gone_on_with(folder: Path, tm
         ({"model": "nosuch"}, "no such preset"),
         ({"data": {"side": 50}}, "patches"),
         ({"model": "small-glip", "data": {"side": 48}}, "multiple of 32"),
+        ({"weights": "nosuch.safetensors"}, r"nosuch\.safetensors: is not there"),
+        ({"structure": {"keep": 0.01}}, "0.01 is out of reach"),
+        ({"structure": {"prune": False, "keep": 0.1}}, "0.1 is out of reach"),
     ],
 )
 def test_what_cannot_be_set_up_leaves_no_folder(shop: Workshop, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InarchError, match=message):
         learn(tiny.config(**changes), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
+
+
+def test_sharing_where_nothing_can_be_shared(shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "families", lambda table, sharing, block: [])
+    with pytest.raises(InarchError, match=r"structure\.sharing: nothing of small can be shared so"):
+        learn(tiny.config(structure={"sharing": "cross"}), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tuning_is_no_run(folder: Path, tmp_path: Path) -> None:
+    tune(folder, TuneConfig(kind="grounding", optimisation=BRIEF), tmp_path, device="cpu")
+    with pytest.raises(InarchError, match="what inarch tune made of a run"):
+        read_run(tmp_path)
+    with pytest.raises(InarchError, match="another run is here, with another optimisation") as caught:
+        tune(folder, TuneConfig(kind="grounding"), tmp_path, device="cpu")
+    assert "take another folder, or delete this one" in str(caught.value.hint)
+    with pytest.raises(InarchError, match="no student of a dense model"):
+        tune(folder, TuneConfig(kind="grounding", distil=1.0), tmp_path / "new", dense=True, device="cpu")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x00" * 64])

@@ -149,9 +149,11 @@ def test_another_models_checkpoint_is_refused(shop: Workshop, tmp_path: Path) ->
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     run(Counting(), tmp_path, stop=3)
     path = tmp_path / CHECKPOINT
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(InarchError, match="no checkpoint"):
-        run(Counting(), tmp_path)
+    whole = path.read_bytes()
+    for length in (200, 0):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InarchError, match="no checkpoint"):
+            run(Counting(), tmp_path)
 
 
 def test_the_log_holds_means_of_ten_steps(tmp_path: Path) -> None:
@@ -181,6 +183,8 @@ def test_rates_grow_and_fall() -> None:
     assert sorted(rates[10:], reverse=True) == rates[10:]
     assert rate_at(settings, 110) == pytest.approx(0.01)
     assert rate_at(Optimisation(steps=5, warmup=0, rate=1.0), 0) == 1.0
+    short = Optimisation(steps=6, warmup=200, rate=1.0)
+    assert [rate_at(short, number) for number in range(4)] == pytest.approx([1 / 3, 2 / 3, 1, 1])
 
 
 def test_averaged_weights_are_what_is_kept(shop: Workshop, tmp_path: Path) -> None:
@@ -190,20 +194,21 @@ def test_averaged_weights_are_what_is_kept(shop: Workshop, tmp_path: Path) -> No
     expected = {name: value.detach().clone() for name, value in module.named_parameters()}
     for number in range(3):
         phase.step(number)
+        young = min(decay, (1 + number) / (10 + number))
         for name, value in module.named_parameters():
-            expected[name] = decay * expected[name] + (1 - decay) * value.detach()
+            expected[name] = young * expected[name] + (1 - young) * value.detach()
     plain = tiny.weights(shop, steps=4)
     for number in range(4):
         plain.step(number)
     phase.step(3)
     last = dict(plain._weights.raw.named_parameters())
     for name, value in module.named_parameters():
-        torch.testing.assert_close(value.detach(), decay * expected[name] + (1 - decay) * last[name].detach())
+        torch.testing.assert_close(value.detach(), 4 / 13 * expected[name] + 9 / 13 * last[name].detach())
 
 
 @pytest.mark.parametrize(
     ("precision", "device", "message"),
-    [("no", "tpu", "no device"), ("fp16", "cpu", "--precision"), ("no", "cuda", "no GPU")],
+    [("no", "tpu", "no device"), ("fp16", "cpu", "precision: fp16 needs a GPU"), ("no", "cuda", "no GPU")],
 )
 def test_devices_and_precisions(precision: str, device: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
