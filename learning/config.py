@@ -286,6 +286,7 @@ class TuneConfig(_Settings):
 
     Attributes:
         kind: what is tuned for; see :mod:`inarch.learning.tasks.worlds`.
+        dense: whether the run's dense model is tuned instead, to compare with, or to teach.
         optimisation: how.
         distil: weight of a teacher's outputs in the loss; 0 for none.
         teacher: folder of a tuning of the dense model for the same; None for the run's own, ``KIND-dense``. What the run was
@@ -295,6 +296,7 @@ class TuneConfig(_Settings):
 
     kind: Aim = "referring"
     optimisation: Optimisation = Optimisation(steps=2000, rate=5e-4, warmup=100)
+    dense: bool = False
     distil: Annotated[float, Field(ge=0)] = 0.0
     teacher: str | None = None
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -304,6 +306,8 @@ class TuneConfig(_Settings):
     def _teach(self) -> TuneConfig:
         if self.teacher is not None and not self.distil:
             raise ValueError("a teacher without a weight of what it says: distil is 0")
+        if self.dense and self.distil:
+            raise ValueError("a dense model is no student of a dense model: distil has to be 0")
         return self
 
 
@@ -316,10 +320,14 @@ def read_config(path: Path) -> LearnConfig:
     return validated(LearnConfig, _read(path), str(path))
 
 
-def configure(changes: Mapping[str, Any], path: Path | None = None) -> LearnConfig:
+_Made = TypeVar("_Made", bound=BaseModel)
+
+
+def configure(kind: type[_Made], changes: Mapping[str, Any], path: Path | None = None) -> _Made:
     """A configuration from dotted names: ``{"structure.keep": 0.5}``.
 
     Args:
+        kind: of what.
         changes: what is set.
         path: a JSON file with what is not; what neither says has its default.
 
@@ -329,7 +337,7 @@ def configure(changes: Mapping[str, Any], path: Path | None = None) -> LearnConf
     tree: dict[str, Any] = {}
     if path is not None:
         tree = _read(path)
-        validated(LearnConfig, tree, str(path))
+        validated(kind, tree, str(path))
     for name, value in changes.items():
         at: Any = tree
         *sections, last = name.split(".")
@@ -338,7 +346,7 @@ def configure(changes: Mapping[str, Any], path: Path | None = None) -> LearnConf
             if not isinstance(at, dict):
                 raise InarchError(_UNKNOWN, where=f"settings: {name}")
         at[last] = value
-    return validated(LearnConfig, tree, "settings")
+    return validated(kind, tree, "settings")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -366,9 +374,6 @@ def refusal(error: ValidationError, source: str) -> InarchError:
         message = f"{_UNKNOWN} of {task}" if task else _UNKNOWN
     name = ".".join(str(part) for part in place)
     return InarchError(message, where=f"{source}: {name}" if name else source)
-
-
-_Made = TypeVar("_Made", bound=BaseModel)
 
 
 def validated(kind: type[_Made], values: Mapping[str, Any], source: str) -> _Made:

@@ -253,11 +253,10 @@ def tune(
     config: TuneConfig,
     folder: Path,
     *,
-    dense: bool = False,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Evaluation]:
-    """Fine-tune a run's model on one kind of task, structured by its plan, or dense, to compare with.
+    """Fine-tune a run's model on one kind of task, structured by its plan, or dense.
 
     The folder gets ``config.json``, ``weights.safetensors`` (in the dense layout) and ``evaluation.json``.
 
@@ -268,16 +267,14 @@ def tune(
         InarchError: the run is not complete, the folder holds another tuning, or training fails.
     """
     learned = read_run(run_folder)
-    if dense and config.distil:
-        raise InarchError("a dense model is no student of a dense model", where="distil", hint="tune it without")
     place = accelerator(config.precision, device)
-    document = config.model_dump(mode="json") | {"dense": dense}
+    document = config.model_dump(mode="json")
     _refuse_another(document, folder, "the same settings go on with it; for others take another folder, or delete this one")
-    source = read_weights(run_folder / (DENSE if dense else WEIGHTS))
-    plan = None if dense else load_plan(run_folder / PLAN)
+    source = read_weights(run_folder / (DENSE if config.dense else WEIGHTS))
+    plan = None if config.dense else load_plan(run_folder / PLAN)
     shop = workshop(learned)
     shop.world.course(config.kind)
-    teacher = None if dense or not config.distil else _teacher(shop, run_folder, config)
+    teacher = None if not config.distil else _teacher(shop, run_folder, config)
     _claim(document, folder, place)
     weights = tune_weights(shop, source, plan, config, folder, place, teacher, progress)
     judged = {split: judge(shop, weights, config.kind, split=split, progress=progress) for split in shop.world.splits}

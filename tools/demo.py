@@ -34,6 +34,8 @@ STEPS = "2000,900,600"
 
 JUDGED = "inarch evaluate compiled.onnx --against dense/model.onnx --run . --examples examples.json --json > evaluation.json"
 BATCH = 256
+DISTIL = 10.0
+"""Weight of what the tuned dense model says, in the loss of the small one."""
 
 MARGIN = 1e-4
 """Decisions that are nearer than this may differ between torch and ONNX Runtime."""
@@ -103,7 +105,7 @@ class Demo:
         with self._titled("learn", "Learn: a dense model, then what of it can be shared and pruned"):
             hardened = self._learn()
         report_run.clear(self.out)
-        with self._titled("tune", "Tune for referring expressions: the structured model, and the dense one to compare with"):
+        with self._titled("tune", "Tune for referring expressions: the dense model, then the structured one, which it teaches"):
             self._tune()
         with self._titled("compile", "Compile"):
             compiled = self._compile()
@@ -173,10 +175,11 @@ class Demo:
 
         settings = Optimisation(steps=self.steps[2], rate=7e-4, warmup=min(50, self.steps[2] // 4))
         config: TuneConfig = TuneConfig(kind="referring", optimisation=settings, precision="bf16", seed=self.seed)
-        for name, dense in (("small", False), ("dense", True)):
+        taught = {"distil": DISTIL, "teacher": str(self.out / "dense")}
+        for name, changes in (("dense", {"dense": True}), ("small", taught)):
             folder = self.out / name
             with render.progress(quiet=self.quiet) as report:
-                judged = tune(self.out, config, folder, dense=dense, device="cpu", progress=report)["test"]
+                judged = tune(self.out, config.model_copy(update=changes), folder, device="cpu", progress=report)["test"]
             write_model(export_tuned(self.out, folder), folder / "model.onnx")
             self._say(f"{name}: {100 * judged.value:.2f} % of {self._task().samples:,} expressions found, in torch")
 

@@ -12,6 +12,7 @@ import typer
 from inarch.structure.errors import InarchError
 from inarch.tools import render
 from inarch.tools.options import Debug, Json
+from inarch.tools.settings import Config, named
 from inarch.tools.torch_extra import needs_learning
 
 if TYPE_CHECKING:
@@ -52,9 +53,7 @@ def run(
         str, typer.Option("--steps", metavar="DENSE,LEARNING", help="Steps of pre-training and of learning.", show_default=False)
     ] = "",
     seed: Annotated[int | None, typer.Option("--seed", min=0, show_default="0", help="Of everything drawn at random.")] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="A configuration; options go before it.", show_default=False)
-    ] = None,
+    config: Config = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any setting: structure.block=4.", show_default=False),
@@ -72,7 +71,7 @@ def run(
     was stopped goes on from its last checkpoint with --resume.
     """
     needs_learning()
-    from inarch.learning.config import configure
+    from inarch.learning.config import LearnConfig, configure
     from inarch.learning.plots import plot_run, plot_structure
     from inarch.learning.runs import learn, read_run
     from inarch.learning.trainer import is_main
@@ -83,7 +82,7 @@ def run(
             raise InarchError("a run goes on with the settings that it began with", where="--resume", hint="leave the others out")
         chosen = read_run(out)
     else:
-        chosen = configure(changes, config)
+        chosen = configure(LearnConfig, changes, config)
     with render.progress(quiet=json) as report:
         hardened = learn(chosen, out, device=device, progress=report)
     if not is_main():
@@ -139,12 +138,4 @@ def _changes(
         except ValueError:
             raise typer.BadParameter(f"{steps!r} is not two numbers", param_hint="--steps") from None
         changes |= {"dense.steps": dense, "learning.steps": learning}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"{setting!r} is not NAME=VALUE", param_hint="--set")
-        try:
-            changes[name] = jsonlib.loads(value)
-        except ValueError:
-            changes[name] = value
-    return changes
+    return changes | named(settings)

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from inarch.tools import render
-from inarch.tools.options import Debug, Json, Seed
+from inarch.tools.options import Debug, Json
+from inarch.tools.settings import Config, named
 from inarch.tools.torch_extra import needs_learning
 
 
@@ -35,19 +36,25 @@ def run(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where it goes.", show_default="RUN/TASK")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1)] = 2000,
-    rate: Annotated[float, typer.Option("--rate", help="Learning rate.")] = 5e-4,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, show_default="2000")] = None,
+    rate: Annotated[float | None, typer.Option("--rate", help="Learning rate.", show_default="5e-4")] = None,
     distil: Annotated[
-        float, typer.Option("--distil", min=0.0, help="Weight of a tuned dense model's outputs in the loss.")
-    ] = 0.0,
+        float | None,
+        typer.Option("--distil", min=0.0, help="Weight of a tuned dense model's outputs in the loss.", show_default="0"),
+    ] = None,
     teacher: Annotated[
         Path | None,
         typer.Option("--teacher", metavar="FOLDER", help="What --dense made, to distil from.", show_default="RUN/TASK-dense"),
     ] = None,
     dense: Annotated[bool, typer.Option("--dense", help="Tune the dense model instead, to compare with.")] = False,
-    precision: Annotated[str, typer.Option("--precision", help="no, bf16 or fp16.")] = "no",
+    precision: Annotated[str | None, typer.Option("--precision", help="no, bf16 or fp16.", show_default="no")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, or cuda where there is one.")] = "cpu",
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the batches.", show_default="0")] = None,
+    config: Config = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any setting: optimisation.average=0.99.", show_default=False),
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -55,27 +62,32 @@ def run(
 
     What is shared is one parameter, what is pruned is none. The folder gets weights.safetensors (in the dense layout, holding to
     the plan), model.onnx (to be compiled with the run's plan), evaluation.json and logs. A run that was stopped goes on. The
-    model is judged on every held-out split: what is like training, and what training does not have.
+    model is judged on every held-out split: what is like training, and what training does not have. Every setting is in
+    config.json there, which --config reads.
     """
     needs_learning()
     from inarch.compiler.writer import write_model
-    from inarch.learning.config import TuneConfig, validated
+    from inarch.learning.config import TuneConfig, configure
     from inarch.learning.runs import dense_folder, export_tuned, kinds_of, read_run, summary, tune
     from inarch.learning.trainer import is_main
 
-    kind = task.value if task is not None else kinds_of(read_run(folder))[0]
-    where = out or (dense_folder(folder, kind) if dense else folder / kind)
-    values = {
-        "kind": kind,
-        "optimisation": {"steps": steps, "rate": rate, "warmup": min(100, steps // 10)},
+    wanted = {
+        "kind": task.value if task is not None else None,
+        "optimisation.steps": steps,
+        "optimisation.rate": rate,
+        "dense": dense or None,
         "distil": distil,
         "teacher": None if teacher is None else str(teacher),
         "precision": precision,
         "seed": seed,
     }
-    config = validated(TuneConfig, values, "inarch tune")
+    changes = {name: value for name, value in wanted.items() if value is not None} | named(settings or [])
+    if config is None:
+        changes.setdefault("kind", kinds_of(read_run(folder))[0])
+    chosen = configure(TuneConfig, changes, config)
+    where = out or (dense_folder(folder, chosen.kind) if chosen.dense else folder / chosen.kind)
     with render.progress(quiet=json) as report:
-        judged = tune(folder, config, where, dense=dense, device=device, progress=report)
+        judged = tune(folder, chosen, where, device=device, progress=report)
         if not is_main():
             return
         report("exporting with torch", 0, 1)

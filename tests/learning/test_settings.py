@@ -51,25 +51,27 @@ def test_the_configuration_of_an_old_run_can_be_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", ["scenes", "sprites"])
 def test_what_is_not_given_suits_the_model(task: str) -> None:
-    glip = configure({"model": "glip-tiny", "data.task": task})
+    glip = configure(LearnConfig, {"model": "glip-tiny", "data.task": task})
     assert (glip.data.model_dump()["side"], glip.dense.rate, glip.learning.rate) == (64, 1e-3, 1e-3)
     assert glip == LearnConfig.model_validate({"model": "glip-tiny", "data": {"task": task}})
-    mdetr = configure({"data.task": task})
+    mdetr = configure(LearnConfig, {"data.task": task})
     assert (mdetr.data.model_dump()["side"], mdetr.dense.rate) == (48 if task == "scenes" else 64, 3e-3)
     assert LearnConfig(model="glip-tiny").model_dump()["data"]["side"] == 64
 
 
 def test_what_is_given_wins(tmp_path: Path) -> None:
-    found = configure({"model": "glip-tiny", "data.side": 96, "dense.rate": 0.01, "learning.steps": 7})
+    found = configure(LearnConfig, {"model": "glip-tiny", "data.side": 96, "dense.rate": 0.01, "learning.steps": 7})
     assert (found.data.model_dump()["side"], found.dense.rate) == (96, 0.01)
     assert found.learning == Optimisation(steps=7, rate=1e-3)
     given = LearnConfig(model="glip-tiny", data=ScenesSettings(level="easy"), dense=Optimisation(steps=5))
     assert (given.data, given.dense) == (ScenesSettings(level="easy"), Optimisation(steps=5))
     path = written(tmp_path / "config.json", {"model": "glip-tiny", "dense": {"steps": 5}})
-    assert configure({}, path) == read_config(path) == configure({"model": "glip-tiny", "dense.steps": 5})
+    assert (
+        configure(LearnConfig, {}, path) == read_config(path) == configure(LearnConfig, {"model": "glip-tiny", "dense.steps": 5})
+    )
     # Only what the file says is given, not what suited its model.
-    assert configure({"model": "mdetr-tiny"}, path) == configure({"dense.steps": 5})
-    assert configure({"dense.steps": 6}, path).dense.steps == 6
+    assert configure(LearnConfig, {"model": "mdetr-tiny"}, path) == configure(LearnConfig, {"dense.steps": 5})
+    assert configure(LearnConfig, {"dense.steps": 6}, path).dense.steps == 6
 
 
 def test_what_a_section_leaves_out_is_as_without_it() -> None:
@@ -79,12 +81,12 @@ def test_what_a_section_leaves_out_is_as_without_it() -> None:
 
 def test_a_configuration_is_read_as_it_was_written(tmp_path: Path) -> None:
     for changes in ({}, {"model": "glip-tiny"}, *({"data.task": task} for task in TASKS)):
-        config = configure(changes)
+        config = configure(LearnConfig, changes)
         assert read_config(written(tmp_path / "config.json", config.model_dump(mode="json"))) == config
 
 
 def test_every_task_has_its_settings() -> None:
-    kinds = {task: type(configure({"data.task": task}).data) for task in TASKS}
+    kinds = {task: type(configure(LearnConfig, {"data.task": task}).data) for task in TASKS}
     assert list(kinds.values()) == [ScenesSettings, SpritesSettings, EasyVqaSettings]
     assert EasyVqaSettings().scenes == COUNTS["train"] * 9 // 10
     assert EasyVqaSettings().held_out == COUNTS["test"]
@@ -118,7 +120,7 @@ def test_images_are_dealt_out_to_weights_and_structure() -> None:
 )
 def test_mistakes_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InarchError, match=message):
-        configure(changes)
+        configure(LearnConfig, changes)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +131,6 @@ def test_files_that_are_no_configuration(tmp_path: Path, content: str | None, me
     path = tmp_path / "config.json"
     if content is not None:
         path.write_text(content)
-    for read in (read_config, lambda file: configure({}, file)):
+    for read in (read_config, lambda file: configure(LearnConfig, {}, file)):
         with pytest.raises(InarchError, match=rf"config\.json: {message}"):
             read(path)

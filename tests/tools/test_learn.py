@@ -243,6 +243,11 @@ def test_a_run_goes_on_with_its_own_settings(tmp_path: Path, inarch: Run, learne
         (["--rate", "0"], "optimisation.rate"),
         (["--precision", "int8"], "precision"),
         (["--task", "detection"], "no detection with MDETR"),
+        (["--teacher", "nosuch"], "a teacher without a weight"),
+        (["--dense", "--distil", "1"], "no student of a dense model"),
+        (["--set", "optimisation.averge=0.9"], "settings: optimisation.averge: there is no such setting"),
+        (["--set", "optimisation.average"], "is not NAME=VALUE"),
+        (["--config", "nosuch.json"], "nosuch.json: cannot be read"),
         (["--task", "captions"], "--task"),
     ):
         done = inarch("tune", learned, *options)
@@ -334,6 +339,17 @@ def test_every_cell_that_is_kept_is_in_the_grid() -> None:
     assert len(files) > 10
     assert len(stored(STORE)) == len(files), "a setting was changed, and with it the names of cells"
     assert {cell.about for cell in grid()} >= {("glip-tiny/scenes", "detection"), ("mdetr-tiny/easy-vqa", "vqa")}
+
+
+def test_a_tunings_configuration_makes_it_again(tmp_path: Path, inarch: Run, learned: Path) -> None:
+    once, again = tmp_path / "once", tmp_path / "again"
+    options = ["--task", "grounding", "--steps", "3", "--set", "optimisation.average=0.5", "--set", "optimisation.warmup=1"]
+    assert inarch("tune", learned, *options, "--out", once).code == 0
+    recorded = json.loads((once / "config.json").read_text())
+    assert (recorded["kind"], recorded["optimisation"]["average"], recorded["optimisation"]["rate"]) == ("grounding", 0.5, 5e-4)
+    assert inarch("tune", learned, "--config", once / "config.json", "--out", again).code == 0
+    for name in ("config.json", "weights.safetensors", "evaluation.json"):
+        assert (once / name).read_bytes() == (again / name).read_bytes(), name
 
 
 def test_what_settings_have_apart_stays_apart(tmp_path: Path) -> None:

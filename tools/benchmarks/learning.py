@@ -25,11 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", default="bf16", help="no or bf16")
     parser.add_argument("--out", type=Path, default=Path("docs/measurements"))
     args = parser.parse_args(argv)
-    from inarch.learning.config import configure
+    from inarch.learning.config import LearnConfig, configure
     from inarch.learning.runs import learn_phase, use_threads, workshop
 
     use_threads(args.threads)
-    config = configure({"data.scenes": 1000, "learning.steps": 1_000_000, "precision": args.precision})
+    config = configure(LearnConfig, {"data.scenes": 1000, "learning.steps": 1_000_000, "precision": args.precision})
     phase = learn_phase(workshop(config))
     for number in range(6):
         phase.step(number)
