@@ -18,6 +18,7 @@ import typer
 
 from inarch.structure.errors import RuntimeFailure
 from inarch.tools import bench, compile, demo_towers, render, report_run, verify
+from inarch.tools.learn import of_units
 from inarch.tools.options import Debug, Json, Seed
 from inarch.tools.torch_extra import needs, needs_learning
 
@@ -154,6 +155,7 @@ class Demo:
     def _learn(self) -> Hardened:
         from inarch.learning.plots import plot_run, plot_structure
         from inarch.learning.runs import backbone_parameters, learn
+        from inarch.learning.tally import tally
 
         with render.progress(quiet=self.quiet) as report:
             hardened = learn(self._config(), self.out, device="cpu", progress=report)
@@ -165,6 +167,7 @@ class Demo:
             f"{render.count(hardened.stored)} of {render.count(total)} parameters are to be stored "
             f"({render.percent(hardened.stored, total)}; of the two backbones alone {render.percent(kept, inside)})"
         )
+        self._say(of_units(tally(hardened.plan)))
         self._say(f"wrote {self.out / 'plan.json'}, curves.png and structure.png beside it")
         return hardened
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ from inarch.tools.torch_extra import needs_learning
 if TYPE_CHECKING:
     from inarch.learning.config import LearnConfig
     from inarch.learning.harden import Hardened
+    from inarch.learning.tally import Tally
 
 
 class TaskName(StrEnum):
@@ -94,20 +96,36 @@ def run(
 
 def _say(chosen: LearnConfig, hardened: Hardened, out: Path, *, json: bool) -> None:
     from inarch.learning.runs import backbone_parameters, kinds_of
+    from inarch.learning.tally import tally
 
-    total = hardened.table.parameters
+    total, found = hardened.table.parameters, tally(hardened.plan)
     inside, kept = backbone_parameters(hardened.plan, hardened.table)
     if json:
         document = {"out": str(out), "parameters": total, "planned": hardened.planned, "stored": hardened.stored}
-        document |= {"backbones": inside, "backbones_kept": kept, "config": jsonlib.loads(chosen.model_dump_json())}
+        document |= {
+            "units": asdict(found),
+            "backbones": inside,
+            "backbones_kept": kept,
+            "config": jsonlib.loads(chosen.model_dump_json()),
+        }
         render.emit_json({"format": "inarch.learn/1", **document})
         return
     render.say(
         f"{render.count(hardened.stored)} of {render.count(total)} parameters stored ({render.percent(hardened.stored, total)}), "
         f"of the two backbones alone {render.percent(kept, inside)}"
     )
+    render.say(of_units(found))
     kind = kinds_of(chosen)[0]
     render.say(f"wrote {out / 'plan.json'} and {out / 'weights.safetensors'}; next: inarch tune {out} --task {kind}")
+
+
+def of_units(found: Tally) -> str:
+    """What became of units, in a sentence."""
+    return (
+        f"of {render.count(found.units)} units, {render.percent(found.pruned, found.units)} are pruned, "
+        f"{render.percent(found.across, found.units)} shared across the backbones, "
+        f"{render.percent(found.within, found.units)} between layers"
+    )
 
 
 def _changes(

@@ -33,6 +33,7 @@ from inarch.learning.runs import (
     tune,
     tune_weights,
 )
+from inarch.learning.tally import Tally, tally
 from inarch.learning.tasks.courses import tensors
 from inarch.learning.trainer import accelerator
 from inarch.learning.weights import model_weights, read_weights
@@ -203,6 +204,22 @@ def test_pictures(folder: Path, tmp_path: Path) -> None:
     assert all((tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in ("curves.png", "structure.png"))
     with pytest.raises(InarchError, match="no log"):
         plot_run(tmp_path, tmp_path / "curves.png")
+
+
+def test_what_becomes_of_units() -> None:
+    def site(keep: str, base: str = "", shared: str = "") -> dict[str, Any]:
+        share = [{"base": base, "units": shared, "base_units": shared}] if base else []
+        return {"kind": "ffn", "axes": {"hidden": {"size": 8, "keep": keep, "share": share}}, "members": {}}
+
+    text, vision = "text_encoder.layer.0.ffn", "backbone.0.body.layers.0.mlp"
+    sites = {
+        text: site("0-7"),
+        vision: site("0-5", text, "0-2"),
+        "text_encoder.layer.1.ffn": site("0-5", text, "0-1"),
+        "transformer.encoder.layers.0.ffn": site("0-5", vision, "3"),
+    }
+    document = {"format": "inarch.plan/1", "model": {"name": "m", "fingerprint": "0" * 64}, "sites": sites, "provenance": {}}
+    assert tally(Plan.model_validate(document)) == Tally(units=32, pruned=6, across=4, within=2)
 
 
 def test_parts_of_units(folder: Path) -> None:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 def compute(cell: Cell, shop: Workshop) -> dict[str, Any]:
     """Run one cell: the method on what a world is learned by, unless another task's cell has done that, then the task."""
     from inarch.learning.runs import backbone_parameters, judge
+    from inarch.learning.tally import tally
     from inarch.tools.benchmarks.accuracy_report import pack
 
     outcome, record = learned(cell, _of_cell(cell, shop))
@@ -64,6 +65,7 @@ def compute(cell: Cell, shop: Workshop) -> dict[str, Any]:
     }
     if outcome.plan is not None:
         result["structure"] = structure_of(outcome.plan)
+        result["units"] = asdict(tally(outcome.plan))
         inside, kept = backbone_parameters(outcome.plan, shop.table)
         result["backbones"] = kept / inside
     return result
