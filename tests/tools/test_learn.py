@@ -310,7 +310,7 @@ def test_the_tables_figures(kind: str, seeds: int) -> None:
             f"{100 * keep + middle / 10:.1f}",
             inside,
             "0" if seeds == 1 else "0-2",
-            f"{100 * chance - middle:.2f}",
+            f"{100 * chance - middle:.2f}" + ("" if method == "dense" else f" ({100 * (chance - 0.8):+.2f})"),
             f"{100 * np.mean([one.mean() for one in mine]):.2f}",
             "" if method == "dense" else interval(dense, mine),
             interval(mine, ours) if method == "prune" else "",

@@ -79,13 +79,23 @@ def table_rows(cells: Cells, about: About) -> list[list[str]]:
                 f"{100 * kept:.1f}",
                 inside,
                 _seeds(of(cells, method, keep, about)),
-                f"{100 * np.mean([data['before'] for data in mine]):.2f}",
+                _before(cells, (method, keep), about),
                 f"{100 * np.mean([_scores(data).mean() for data in mine]):.2f}",
                 _interval(compare(cells, ("dense", 1.0), (method, keep), about)) if method != "dense" else "",
                 _interval(compare(cells, (method, keep), (ours, keep), about)) if method not in ("dense", ours) else "",
             ]
         )
     return rows
+
+
+def _before(cells: Cells, which: tuple[str, float], about: About) -> str:
+    """What it was worth before tuning, and how much less that is than dense after as many steps: what hardening costs."""
+    mine, dense = of(cells, *which, about), of(cells, "dense", 1.0, about)
+    found = f"{100 * np.mean([data['before'] for data in mine.values()]):.2f}"
+    seeds = sorted(mine.keys() & dense.keys())
+    if which[0] == "dense" or not seeds:
+        return found
+    return f"{found} ({100 * np.mean([mine[seed]['before'] - dense[seed]['before'] for seed in seeds]):+.2f})"
 
 
 def _seeds(runs: Mapping[int, object]) -> str:
@@ -119,8 +129,9 @@ def write_report(cells: Cells, folder: Path, name: str = "accuracy") -> None:
         "seeds. Means are over the seeds that a row names, so only differences compare rows with others. `stored` is of the",
         "whole model, `backbones` of the two backbones' sites alone, and `keep` what was asked for, which not every rule can",
         "reach; `before` is what a model is worth before tuning, on what the structure was learned by: recall of phrases, or",
-        "accuracy where a task has only questions. `distilled` was tuned with the tuned dense model as its teacher, which costs",
-        "a third more a step; there, `ours` is ours distilled.",
+        "accuracy where a task has only questions; in brackets, less what dense is worth after as many steps: what the way to",
+        "the structure costs. `distilled` was tuned with the tuned dense model as its teacher, which costs a third more a step;",
+        "there, `ours` is ours distilled.",
         f"{len(cells)} cells, {hours:.1f} hours in all without dense pre-training.",
         f"Printed on: {described}.",
         "",
