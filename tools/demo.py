@@ -35,7 +35,7 @@ STEPS = "2000,900,600"
 
 JUDGED = "inarch evaluate compiled.onnx --against dense/model.onnx --run . --examples examples.json --json > evaluation.json"
 BATCH = 256
-DISTIL = 10.0
+DISTIL = 40.0
 """Weight of what the tuned dense model says, in the loss of the small one."""
 
 MARGIN = 1e-4

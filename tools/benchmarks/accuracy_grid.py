@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 STORE = Path("docs/measurements/accuracy")
 WORK = Path("bench-out/accuracy")
 FIRST = "mdetr-tiny/scenes"
-DISTIL = 10.0
+DISTIL = 40.0
 """Weight of the teacher's outputs in the loss of what is distilled."""
 
 BASELINES = ("uniform", "prune", "magnitude", "similarity", "rule-layer", "rule-cross", "share", "scratch")

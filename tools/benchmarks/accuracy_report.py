@@ -162,6 +162,7 @@ def draw(cells: Cells, there: Sequence[About], out: Path) -> bool:
     wide = min(len(there), 2)
     high = -(-len(there) // wide)
     figure = Figure(figsize=(5.2 * wide, 3.8 * high), layout="constrained")
+    colours = {label: f"C{number % 10}" for number, label in enumerate(sorted({cell.label for cell in cells}))}
     panels = list(figure.subplots(high, wide, squeeze=False).flat)
     for panel, about in zip(panels, there, strict=False):
         mine = [cell for cell in cells if cell.about == about]
@@ -173,11 +174,11 @@ def draw(cells: Cells, there: Sequence[About], out: Path) -> bool:
                 continue
             kept = [100 * _kept(list(of(cells, method, keep, about).values())) for keep, _ in there_too]
             style = {"linewidth": 2.2, "zorder": 3} if method.startswith(OURS) else {"linewidth": 1.0, "alpha": 0.8}
-            panel.plot(kept, [points for _, points in there_too], marker="o", markersize=4, label=method, **style)
+            points = [value for _, value in there_too]
+            panel.plot(kept, points, marker="o", markersize=4, label=method, color=colours[method], **style)
         panel.axhline(0, color="black", linewidth=0.8, label="dense")
-        panel.set(
-            title=", ".join(about), xlabel="stored parameters, % of the whole model", ylabel="points above dense, same seeds"
-        )
+        panel.set(title=", ".join(about), xlim=(15, 100), ylabel="points above dense, same seeds")
+        panel.set_xlabel("stored parameters, % of the whole model")
         panel.legend(frameon=False, fontsize=7)
     for panel in panels[len(there) :]:
         panel.set_axis_off()
