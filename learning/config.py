@@ -78,6 +78,7 @@ class StructureSettings(_Settings):
         keep: fraction of the whole model's parameters that the compiled model is to hold.
         sharing: who may share, see :mod:`~inarch.learning.families`.
         block: layers in a block.
+        families: base -> sites that may read from it; None groups them by ``sharing`` and ``block``.
         prune: whether units may be pruned.
         generator: how gates are generated.
         matching: whether readers' units are permuted to fit their base before anything is learned.
@@ -105,6 +106,7 @@ class StructureSettings(_Settings):
     keep: Fraction = 0.62
     sharing: Sharing = "joint"
     block: Count = 4
+    families: dict[str, tuple[str, ...]] | None = None
     prune: bool = True
     generator: Kind = "joint"
     matching: bool = True

@@ -7,12 +7,14 @@ acyclic. What stands outside the backbones (encoder, decoder, fusion) shares ins
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from inarch.structure.demand import unit_axes
+from inarch.structure.errors import InarchError
 from inarch.structure.kinship import kin
 from inarch.structure.legalise import in_head_common
 from inarch.structure.planners.weights import tied_sites
@@ -78,6 +80,40 @@ def families(table: SiteTable, sharing: Sharing = "joint", block: int = 2) -> li
             result += _of_towers(towers, sharing, block)
     order = {site.name: number for number, site in enumerate(table.sites)}
     return sorted(result, key=lambda family: order[family.base])
+
+
+def chosen(table: SiteTable, wanted: Mapping[str, Sequence[str]]) -> list[Family]:
+    """Families as somebody wants them.
+
+    Args:
+        table: the model's sites.
+        wanted: base -> those that may read from it, by the names of their sites.
+
+    Raises:
+        InarchError: there is no such site, or its weights are tied, or a reader is unlike its base, or has two, or is one itself.
+    """
+    known, free = {site.name: site for site in table.sites}, {site.name for site in usable(table)}
+    taken: set[str] = set()
+
+    def refuse(name: str, reason: str, hint: str | None = None) -> InarchError:
+        return InarchError(f"{name!r} {reason}", where="structure.families", hint=hint)
+
+    for base, readers in wanted.items():
+        for name in (base, *readers):
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                raise refuse(
+                    name, "is no site of this model", f"did you mean {near[0]!r}?" if near else "inarch inspect lists them"
+                )
+            if name not in free:
+                raise refuse(name, "has weights that are tied already")
+        for name in readers:
+            if name in taken or name in wanted:
+                raise refuse(name, "is in two families", "a reader has one base, and is none itself")
+            taken.add(name)
+            if _likeness(known[name]) != _likeness(known[base]):
+                raise refuse(name, f"is not alike {base!r}: heads, units or lengths of vectors differ")
+    return [Family(base, tuple(readers)) for base, readers in wanted.items() if readers]
 
 
 def _likeness(site: Site) -> object:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from inarch.frontends.canonicalize import discover_canonical
 from inarch.learning.config import Data, LearnConfig, TuneConfig, read_config
 from inarch.learning.distil import Distilled
-from inarch.learning.families import families, modality
+from inarch.learning.families import chosen, families, modality
 from inarch.learning.gates import GateSpace
 from inarch.learning.harden import Hardened, refuse_unreachable
 from inarch.learning.matching import match
@@ -169,10 +169,12 @@ def train_dense(shop: Workshop, folder: Path, place: Accelerator, progress: Prog
 
 def gate_space(shop: Workshop) -> GateSpace:
     """The gates that the run's settings allow."""
-    structure = shop.config.structure
-    return GateSpace(
-        shop.table, families(shop.table, structure.sharing, structure.block), prune=structure.prune, least=structure.least
-    )
+    structure, table = shop.config.structure, shop.table
+    if structure.families is not None and structure.sharing != "none":
+        found = chosen(table, structure.families)
+    else:
+        found = families(table, structure.sharing, structure.block)
+    return GateSpace(table, found, prune=structure.prune, least=structure.least)
 
 
 def learn_phase(shop: Workshop, weights: Mapping[str, Tensor] | None = None, place: Accelerator | None = None) -> LearnPhase:

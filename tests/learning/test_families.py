@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from inarch.learning.families import Sharing, families, modality, usable
+from inarch.learning.families import Family, Sharing, chosen, families, modality, usable
+from inarch.learning.gates import GateSpace
 from inarch.structure.demand import unit_axes
+from inarch.structure.errors import InarchError
 from inarch.structure.planners.weights import tied_sites
 from inarch.structure.sites import SiteTable
 
@@ -49,6 +51,46 @@ def kinds(table: SiteTable, sharing: Sharing, block: int) -> dict[str, tuple[str
 
 TEXT, VISION = "transformer.text_encoder.encoder.layer", "backbone.0.body.layers"
 ENCODER, DECODER = "transformer.encoder.layers", "transformer.decoder.layers"
+
+
+def test_families_can_be_chosen() -> None:
+    table = TABLES["mdetr"]
+    wanted = {
+        f"{VISION}.1.mlp": [f"{TEXT}.0.ffn", f"{VISION}.0.mlp"],
+        f"{TEXT}.0.attention": [f"{TEXT}.3.attention"],
+        f"{TEXT}.1.ffn": [],
+    }
+    found = chosen(table, wanted)
+    assert found == [
+        Family(f"{VISION}.1.mlp", (f"{TEXT}.0.ffn", f"{VISION}.0.mlp")),
+        Family(f"{TEXT}.0.attention", (f"{TEXT}.3.attention",)),
+    ]
+    GateSpace(table, found)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "message", "hint"),
+    [
+        ("mdetr", {f"{TEXT}.0.fn": [f"{TEXT}.1.ffn"]}, "is no site of this model", f"did you mean '{TEXT}.0.ffn'"),
+        ("mdetr", {f"{TEXT}.0.ffn": [f"{TEXT}.1.attention"]}, "is not alike", None),
+        ("mdetr", {f"{TEXT}.0.ffn": [f"{TEXT}.0.ffn"]}, "is in two families", "none itself"),
+        ("mdetr", {f"{TEXT}.0.ffn": [f"{TEXT}.1.ffn"], f"{TEXT}.1.ffn": [f"{TEXT}.2.ffn"]}, "is in two families", "none itself"),
+        ("mdetr", {f"{TEXT}.0.ffn": [f"{TEXT}.2.ffn"], f"{TEXT}.1.ffn": [f"{TEXT}.2.ffn"]}, "is in two families", "one base"),
+    ],
+)
+def test_families_that_cannot_be(name: str, wanted: dict[str, list[str]], message: str, hint: str | None) -> None:
+    with pytest.raises(InarchError, match=message) as caught:
+        chosen(TABLES[name], wanted)
+    assert caught.value.where == "structure.families"
+    assert hint is None or hint in str(caught.value.hint)
+
+
+def test_tied_sites_are_in_no_family() -> None:
+    table = TABLES["tied"]
+    bound = sorted(tied_sites(table))
+    free = next(site.name for site in table.sites if site.name not in bound)
+    with pytest.raises(InarchError, match="tied already"):
+        chosen(table, {free: [bound[0]]})
 
 
 def test_jointly_both_backbones_read_the_first_text_layer_of_their_block() -> None:

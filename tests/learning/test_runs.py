@@ -161,6 +161,14 @@ def test_sharing_where_nothing_can_be_shared(shop: Workshop, tmp_path: Path, mon
     assert not (tmp_path / "run").exists()
 
 
+def test_families_that_are_named(shop: Workshop) -> None:
+    wanted = {"transformer.text_encoder.encoder.layer.1.ffn": ("backbone.0.body.layers.0.mlp",)}
+    for sharing, readers in (("joint", ("backbone.0.body.layers.0.mlp",)), ("none", ())):
+        structure = shop.config.structure.model_copy(update={"families": wanted, "sharing": sharing})
+        space = gate_space(replaced(shop, structure=structure))
+        assert tuple(name for family in space.families for name in family.readers) == readers
+
+
 def test_a_tuning_is_no_run(folder: Path, tmp_path: Path) -> None:
     tune(folder, TuneConfig(kind="grounding", optimisation=BRIEF), tmp_path, device="cpu")
     with pytest.raises(InarchError, match="what inarch tune made of a run"):

@@ -188,6 +188,8 @@ def _settings(cell: Cell) -> dict[str, Any]:
     from inarch.learning.methods import LEARNED
 
     settings = base_config(cell.seed, cell.setting).model_dump(mode="json")
+    if settings["structure"]["families"] is None:
+        del settings["structure"]["families"]  # a setting that came later: where it is not used, names stay as they were
     if cell.method in LEARNED:
         settings["structure"] |= LEARNED[cell.method]
     else:
