@@ -34,9 +34,19 @@ def test_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert page.examples[0].examples
 
 
-def test_steps_are_three_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--steps", "3,6", "--out", str(tmp_path / "demo")]) == 2
-    assert "three numbers" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "3,6"], "three numbers"),
+        (["--steps", "a,b,c"], "--steps: 'a,b,c' is not a list of numbers of steps"),
+        (["--keep", "1.5"], "structure.keep"),
+        (["--keep", "0.01"], "out of reach"),
+        (["--level", "odd"], "there is no level"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
+    assert main(["demo", *options, "--out", str(tmp_path / "demo")]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "demo").exists()
 
 
