@@ -110,6 +110,10 @@ class Cell:
         return self.setting, self.kind
 
 
+_TAUGHT = (("referring", 0.6, 5), ("vqa", 0.6, 3), *(("referring", keep, 3) for keep in (0.4, 0.5, 0.3)))
+"""Task, fraction, and seeds of what is distilled."""
+
+
 def grid() -> Iterator[Cell]:
     """All cells, the most telling first; some come up twice."""
     for seed in range(3):
@@ -130,7 +134,7 @@ def grid() -> Iterator[Cell]:
     for seed in (3, 4):
         for method, keep in (("dense", 1.0), ("joint", 0.6), ("prune", 0.6), ("uniform", 0.6)):
             yield Cell("referring", method, keep, seed)
-    for kind, keep, seeds in (("referring", 0.6, 5), ("vqa", 0.6, 3), ("referring", 0.4, 3)):
+    for kind, keep, seeds in _TAUGHT:
         for seed in range(seeds):
             for method in ("joint", "prune", "uniform"):
                 yield Cell(kind, method, keep, seed, distilled=True)
