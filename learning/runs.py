@@ -303,7 +303,7 @@ def _teacher(shop: Workshop, run_folder: Path, config: TuneConfig) -> dict[str, 
         raise InarchError(f"there is no teacher for {config.kind} here", where=str(folder), hint=hint) from None
     if not (isinstance(there, dict) and there.get("dense") is True and there.get("kind") == config.kind):
         raise InarchError(f"what is here is no dense model tuned for {config.kind}", where=str(folder), hint=hint)
-    return read_weights(folder / WEIGHTS)
+    return read_weights(folder / WEIGHTS, hint)
 
 
 def dense_folder(run_folder: Path, kind: str) -> Path:
