@@ -63,8 +63,8 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
         "mdetr-tiny/easy-vqa": Setting(
             "mdetr-tiny",
             {"task": "easy-vqa"},
-            {"steps": 2000, "rate": 3e-3},
-            {"steps": 1000, "rate": 1.5e-3, "warmup": 50},
+            {"steps": 6000, "rate": 3e-3},
+            {"steps": 1500, "rate": 1.5e-3, "warmup": 50},
             {"vqa": {"steps": 500, "rate": 1e-3, "warmup": 50}},
         ),
         "mdetr-tiny/sprites": Setting(
