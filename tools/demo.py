@@ -263,7 +263,7 @@ class Demo:
         apart = found.headline
         self._say(
             f"{found.metric}: {100 * apart.difference:+.2f} points [{100 * apart.low:+.2f}, {100 * apart.high:+.2f}] against "
-            f"the dense model tuned alike, over {apart.samples:,} samples"
+            f"the dense model, its teacher, over {apart.samples:,} samples"
         )
         return found
 
