@@ -156,13 +156,15 @@ def write_report(cells: Cells, folder: Path, name: str = "accuracy") -> None:
 def draw(cells: Cells, there: Sequence[About], out: Path) -> bool:
     """Difference to dense against what is stored, one panel a setting and task; False where there is nothing to draw with."""
     try:
+        from matplotlib import colormaps
         from matplotlib.figure import Figure
     except ImportError:
         return False
     wide = min(len(there), 2)
     high = -(-len(there) // wide)
     figure = Figure(figsize=(5.2 * wide, 3.8 * high), layout="constrained")
-    colours = {label: f"C{number % 10}" for number, label in enumerate(sorted({cell.label for cell in cells}))}
+    spectrum = colormaps["tab20"]
+    colours = {label: spectrum(number % 20) for number, label in enumerate(sorted({cell.label for cell in cells}))}
     panels = list(figure.subplots(high, wide, squeeze=False).flat)
     for panel, about in zip(panels, there, strict=False):
         mine = [cell for cell in cells if cell.about == about]
