@@ -127,6 +127,11 @@ class StructureSettings(_Settings):
     alignment: Annotated[float, Field(ge=0)] = 0.0
     align: bool = True
 
+    @property
+    def filled(self) -> tuple[str, ...]:
+        """Names of the axes whose slots are filled; nothing is empty where nothing may be pruned."""
+        return _FILLED[self.fill] if self.prune else ()
+
     @model_validator(mode="after")
     def _in_order(self) -> StructureSettings:
         if self.arrive < self.freeze:
@@ -137,6 +142,8 @@ class StructureSettings(_Settings):
             )
         return self
 
+
+_FILLED: Mapping[str, tuple[str, ...]] = {"none": (), "ffn": ("hidden",), "all": ("hidden", "qk", "vo", "vo2")}
 
 STRUCTURE_PART = 0.1
 """Share of the images that the structure is learned on; the others are the weights'."""

@@ -19,8 +19,10 @@ from inarch.structure.sites import SiteTable
 TOLERANCE = 0.03
 """How far from the budget, in parts of the whole model, a structure may end; steps of a small model are coarse."""
 
-FAR = 1e4
-"""A logit that nothing moves back."""
+SHUT = 1e4
+"""How far a logit is from 0 that nothing moves back."""
+
+_REACH = "allow pruning or more sharing, or ask for what can be reached"
 
 CLOSE = 0.0002
 """How near to the budget, in parts of the whole model, is near enough to look no further."""
@@ -110,7 +112,7 @@ def harden(
         raise InarchError(
             f"the nearest structure to {keep:.4g} keeps {reached:.4f} of the model",
             where="--keep",
-            hint="allow pruning or more sharing, or ask for what can be reached",
+            hint=_REACH,
         )
     return best
 
@@ -127,18 +129,18 @@ def refuse_unreachable(space: GateSpace, keep: float, name: str, *, filled: bool
     Raises:
         InarchError: the smallest structure that there is stores more.
     """
-    logits = np.full(space.logits, -FAR if filled else FAR, np.float32)
+    logits = np.full(space.logits, -SHUT if filled else SHUT, np.float32)
     lever = budget_lever(space, heads=True)
-    logits[lever != 0] = -FAR * lever[lever != 0]
+    logits[lever != 0] = -SHUT * lever[lever != 0]
     for group in space.groups:
         if group.logits is not None and not space.prune:
-            logits[group.logits] = FAR
+            logits[group.logits] = SHUT
     smallest = as_plan(space, space.project(logits)[0], name, {}).stored / space.table.parameters
     if smallest > keep + TOLERANCE:
         raise InarchError(
             f"{keep:.4g} is out of reach: the smallest structure keeps {smallest:.4f} of the model",
             where="structure.keep",
-            hint="allow pruning or more sharing, or ask for what can be reached",
+            hint=_REACH,
         )
 
 

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from inarch.learning.config import Optimisation, StructureSettings
 from inarch.learning.fill import fill, permute
 from inarch.learning.gates import GateSpace, Hard
-from inarch.learning.harden import Hardened, as_plan, budget_lever, harden
+from inarch.learning.harden import SHUT, Hardened, as_plan, budget_lever, harden
 from inarch.learning.hypernetwork import Hypernetwork
 from inarch.learning.importance import BATCHES, importance, standing
 from inarch.learning.objective import align, alignment, budget, effective_rows
@@ -221,8 +221,8 @@ class LearnPhase:
         self.units = UnitRows(space.table, trainee.get_submodule("model"))
         space.to(place.device)
         # Where sharing comes with the filling, the gates of sharing stay shut.
-        self._filled = _FILLED[structure.fill] if structure.prune else ()
-        share = _SHUT if self._filled else structure.share_offset
+        self._filled = structure.filled
+        share = SHUT if self._filled else structure.share_offset
         self._weights = _Weights(trainee, course, settings, place, seed)
         prior = self._prior(course) if structure.prior else None
         start = space.offsets(structure.keep_offset, share, structure.head_offset, prior)
@@ -375,9 +375,6 @@ class LearnPhase:
 
 GAIN = 0.5
 """Logits that all gates move by after a structure step, for a count that is e times the budget."""
-
-_SHUT = 1e4
-_FILLED: Mapping[str, tuple[str, ...]] = {"none": (), "ffn": ("hidden",), "all": ("hidden", "qk", "vo", "vo2")}
 
 
 def _logistic(count: int, seed: list[int]) -> Tensor:

@@ -29,7 +29,7 @@ from inarch.learning.models.registry import Model as Network
 from inarch.learning.phases import LearnPhase, WeightPhase
 from inarch.learning.structured import Structured
 from inarch.learning.tasks.aims import Aim
-from inarch.learning.tasks.courses import Course
+from inarch.learning.tasks.courses import Course, share_of
 from inarch.learning.tasks.glip_trainee import start_boxes
 from inarch.learning.tasks.trainee import Trainee
 from inarch.learning.tasks.worlds import World, open_world
@@ -241,13 +241,8 @@ def _check(shop: Workshop, place: Accelerator) -> None:
         raise InarchError(
             f"nothing of {config.model} can be shared so", where="structure.sharing", hint="joint, or none to prune alone"
         )
-    refuse_unreachable(space, structure.keep, config.model, filled=structure.prune and structure.fill != "none")
-    if config.data.images % place.num_processes:
-        raise InarchError(
-            f"{config.data.images} images cannot be dealt out to {place.num_processes} processes",
-            where="data.images",
-            hint="take a multiple",
-        )
+    refuse_unreachable(space, structure.keep, config.model, filled=bool(structure.filled))
+    share_of(config.data.images, place.num_processes)
 
 
 def tune(

@@ -13,7 +13,7 @@ import typer
 from inarch.structure.errors import InarchError
 from inarch.tools import render
 from inarch.tools.options import Debug, Json
-from inarch.tools.settings import Config, named
+from inarch.tools.settings import Config, Settings, named
 from inarch.tools.torch_extra import needs_learning
 
 if TYPE_CHECKING:
@@ -56,10 +56,7 @@ def run(
     ] = "",
     seed: Annotated[int | None, typer.Option("--seed", min=0, show_default="0", help="Of everything drawn at random.")] = None,
     config: Config = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any setting: structure.block=4.", show_default=False),
-    ] = None,
+    settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     device: Annotated[str, typer.Option("--device", help="cpu, or cuda where there is one.")] = "cpu",
     json: Json = False,
@@ -78,7 +75,7 @@ def run(
     from inarch.learning.runs import learn, read_run
     from inarch.learning.trainer import is_main
 
-    changes = _changes(model, task, level, keep, sharing, weights, steps, seed, settings or [])
+    changes = _changes(model, task, level, keep, sharing, weights, steps, seed, settings)
     if resume:
         if changes or config is not None:
             raise InarchError("a run goes on with the settings that it began with", where="--resume", hint="leave the others out")
@@ -137,7 +134,7 @@ def _changes(
     weights: Path | None,
     steps: str,
     seed: int | None,
-    settings: list[str],
+    settings: Settings,
 ) -> dict[str, Any]:
     """What the command line asks for, by the names of the configuration."""
     wanted = {

@@ -10,7 +10,7 @@ import typer
 
 from inarch.tools import render
 from inarch.tools.options import Debug, Json
-from inarch.tools.settings import Config, named
+from inarch.tools.settings import Config, Settings, named
 from inarch.tools.torch_extra import needs_learning
 
 
@@ -51,10 +51,7 @@ def run(
     device: Annotated[str, typer.Option("--device", help="cpu, or cuda where there is one.")] = "cpu",
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the batches.", show_default="0")] = None,
     config: Config = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any setting: optimisation.average=0.99.", show_default=False),
-    ] = None,
+    settings: Settings = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -81,7 +78,7 @@ def run(
         "precision": precision,
         "seed": seed,
     }
-    changes = {name: value for name, value in wanted.items() if value is not None} | named(settings or [])
+    changes = {name: value for name, value in wanted.items() if value is not None} | named(settings)
     if config is None:
         changes.setdefault("kind", kinds_of(read_run(folder))[0])
     chosen = configure(TuneConfig, changes, config)

@@ -65,12 +65,7 @@ def shard(batch: Mapping[str, npt.NDArray[Any]], rank: int, world: int) -> Array
     Raises:
         InarchError: the images cannot be dealt out evenly.
     """
-    images = len(batch["pixel_values"])
-    if images % world:
-        raise InarchError(
-            f"{images} images cannot be dealt out to {world} processes", where="data.images", hint="take a multiple"
-        )
-    each, texts = images // world, len(batch["image"]) // world
+    each, texts = share_of(len(batch["pixel_values"]), world), len(batch["image"]) // world
     part: Arrays = {}
     for name, values in batch.items():
         if name in _SHARED:
@@ -80,6 +75,19 @@ def shard(batch: Mapping[str, npt.NDArray[Any]], rank: int, world: int) -> Array
             part[name] = values[rank * size : (rank + 1) * size]
     part["image"] = part["image"] - rank * each
     return part
+
+
+def share_of(images: int, world: int) -> int:
+    """How many of a batch's images each process takes.
+
+    Raises:
+        InarchError: they cannot be dealt out evenly.
+    """
+    if images % world:
+        raise InarchError(
+            f"{images} images cannot be dealt out to {world} processes", where="data.images", hint="take a multiple"
+        )
+    return images // world
 
 
 def tensors(batch: Mapping[str, npt.NDArray[Any]], device: torch.device) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ def compute(cell: Cell, shop: Workshop) -> dict[str, Any]:
 
     outcome, record = learned(cell, _of_cell(cell, shop))
     start = time.monotonic()
-    weights = tuned(cell, outcome, shop)
+    weights = tuned(cell, shop, outcome)
     judged = judge(outcome.shop, weights, tuning_of(cell).kind)
     result: dict[str, Any] = {
         "cell": asdict(cell),
@@ -86,8 +86,14 @@ def tuning_of(cell: Cell) -> TuneConfig:
     )
 
 
-def tuned(cell: Cell, outcome: Outcome, shop: Workshop) -> dict[str, Any]:
-    """What a method gave, tuned for the cell's task; kept, since the dense model's teaches others."""
+def tuned(cell: Cell, shop: Workshop, outcome: Outcome | None = None) -> dict[str, Any]:
+    """What a method gave, tuned for the cell's task; kept, since the dense model teaches others.
+
+    Args:
+        cell: which.
+        shop: of the cell's setting.
+        outcome: what the method gave, where it is at hand.
+    """
     from inarch.learning.runs import tune_weights
     from inarch.learning.trainer import accelerator
     from inarch.learning.weights import keep_weights, read_weights
@@ -95,9 +101,8 @@ def tuned(cell: Cell, outcome: Outcome, shop: Workshop) -> dict[str, Any]:
     done = WORK / key_of(cell) / "weights.safetensors"
     if done.exists():
         return read_weights(done)
-    tuning, teacher = tuning_of(cell), None
-    if cell.distilled:
-        teacher = tuned(cell.teacher, learned(cell.teacher, _of_cell(cell.teacher, shop))[0], shop)
+    outcome = outcome or learned(cell, _of_cell(cell, shop))[0]
+    tuning, teacher = tuning_of(cell), tuned(cell.teacher, shop) if cell.distilled else None
     place = accelerator(tuning.precision, "cpu")
     weights = tune_weights(outcome.shop, outcome.weights, outcome.plan, tuning, done.parent, place, teacher)
     keep_weights(weights, done)

@@ -69,7 +69,8 @@ def table_rows(cells: Cells, about: About) -> list[list[str]]:
     there = {(cell.label, cell.keep) for cell in cells if cell.about == about}
     for method, keep in sorted(there, key=lambda one: (-one[1], not one[0].startswith(OURS), one[0])):
         ours = Cell("", OURS, keep, 0, distilled=method.endswith("distilled")).label  # like is compared with like
-        mine = list(of(cells, method, keep, about).values())
+        runs = of(cells, method, keep, about)
+        mine = list(runs.values())
         kept = _kept(mine)
         inside = f"{100 * np.mean([data['backbones'] for data in mine]):.1f}" if all("backbones" in data for data in mine) else ""
         rows.append(
@@ -78,7 +79,7 @@ def table_rows(cells: Cells, about: About) -> list[list[str]]:
                 f"{keep:.2f}",
                 f"{100 * kept:.1f}",
                 inside,
-                _seeds(of(cells, method, keep, about)),
+                _seeds(runs),
                 _before(cells, (method, keep), about),
                 f"{100 * np.mean([_scores(data).mean() for data in mine]):.2f}",
                 _interval(compare(cells, ("dense", 1.0), (method, keep), about)) if method != "dense" else "",
