@@ -57,7 +57,8 @@ def usable(table: SiteTable) -> list[Site]:
 def families(table: SiteTable, sharing: Sharing = "joint", block: int = 2) -> list[Family]:
     """Group sites into families.
 
-    Only sites of equal sizes (units a head, heads, vector lengths, what a unit carries along) and equal freedom are together.
+    Only sites with as many units, vectors as long, carrying the same along, and of equal freedom are together. Their heads may
+    differ where heads are free: 24 heads of 32 units share with 12 of 64 in blocks of 32.
 
     Args:
         table: the model's sites.
@@ -112,7 +113,7 @@ def chosen(table: SiteTable, wanted: Mapping[str, Sequence[str]]) -> list[Family
                 raise refuse(name, "is in two families", "a reader has one base, and is none itself")
             taken.add(name)
             if _likeness(known[name]) != _likeness(known[base]):
-                raise refuse(name, f"is not alike {base!r}: heads, units or lengths of vectors differ")
+                raise refuse(name, f"is not alike {base!r}: units, lengths of vectors or what is frozen differ")
     return [Family(base, tuple(readers)) for base, readers in wanted.items() if readers]
 
 
@@ -124,7 +125,9 @@ def _likeness(site: Site) -> object:
         for member in sorted((m for m in site.members.values() if m.is_matrix), key=lambda m: m.role)
     )
     uniform = tuple(in_head_common(site, name) for name in unit_axes(site))
-    return tuple(sorted(site.sizes.items())), carried, tuple(sorted(site.frozen)), uniform
+    free = not site.frozen and not any(uniform) and not any(factors for _, factors in carried)
+    sizes = {name: site.axes[name].size for name in unit_axes(site)} if free else site.sizes
+    return tuple(sorted(sizes.items())), carried, tuple(sorted(site.frozen)), uniform
 
 
 def _of_towers(towers: Sequence[tuple[Site, ...]], sharing: Sharing, block: int) -> list[Family]:

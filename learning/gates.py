@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,7 @@ class AxisSpec:
 
     Attributes:
         key: its site and name.
-        heads, per_head: H and P.
+        heads, per_head: H and P. Where sites share whose heads differ, blocks that every head of each is a multiple of.
         units: its slice of all units.
         keep: its slice of the logits.
         share: its slice of the logits where it reads a base, else None.
@@ -63,7 +64,10 @@ class AxisSpec:
 
 @dataclass(frozen=True)
 class GroupSpec:
-    """Sites that lose heads together: a family's MSAs, or one site. One logit a head; None where heads stay."""
+    """Sites that lose heads together: a family's MSAs, or one site. One logit a head; None where heads stay.
+
+    Where their heads differ, a head here is the least number of units that is a whole number of heads in each.
+    """
 
     sites: tuple[str, ...]
     heads: int
@@ -127,6 +131,8 @@ class GateSpace:
         self.sites = usable(table)
         self.axes: dict[Key, AxisSpec] = {}
         base_of = {reader: family.base for family in families for reader in family.readers}
+        together = self._head_groups()
+        blocks = {site.name: math.lcm(*(one.heads for one in members)) for members in together for site in members}
         logits = units = 0
         for site in self.sites:
             for name in unit_axes(site):
@@ -140,8 +146,8 @@ class GateSpace:
                     logits += axis.size
                 self.axes[site.name, name] = AxisSpec(
                     (site.name, name),
-                    axis.heads,
-                    axis.per_head,
+                    blocks[site.name],
+                    axis.size // blocks[site.name],
                     slice(units, units + axis.size),
                     keep,
                     share,
@@ -153,11 +159,12 @@ class GateSpace:
                 )
                 units += axis.size
         self.groups: list[GroupSpec] = []
-        for members in self._head_groups():
+        for members in together:
             whole = prune and members[0].kind == "msa" and not any(_heads_stay(site) for site in members)
-            where = slice(logits, logits + members[0].heads) if whole else None
-            logits += members[0].heads if whole else 0
-            self.groups.append(GroupSpec(tuple(site.name for site in members), members[0].heads, where))
+            heads = math.gcd(*(site.heads for site in members))
+            where = slice(logits, logits + heads) if whole else None
+            logits += heads if whole else 0
+            self.groups.append(GroupSpec(tuple(site.name for site in members), heads, where))
         self.logits, self.units = logits, units
         self._prepare()
 
@@ -176,25 +183,25 @@ class GateSpace:
         vectors = np.zeros(self.units)
         may_prune = np.zeros(self.units, np.float32)
         self.head_slices: list[slice] = []
-        first_head: dict[str, int] = {}
+        heads_of: dict[str, npt.NDArray[np.int64]] = {}
         total = 0
         for group in self.groups:
             self.head_slices.append(slice(total, total + group.heads))
-            first_head |= dict.fromkeys(group.sites, total)
+            heads_of |= dict.fromkeys(group.sites, np.arange(total, total + group.heads))
             total += group.heads
         self.head_count = total
         for spec in self.axes.values():
             keep_at[spec.units] = np.arange(spec.keep.start, spec.keep.stop)
             if spec.share is not None:
                 share_at[spec.units] = np.arange(spec.share.start, spec.share.stop)
-            head_at[spec.units] = first_head[spec.key[0]] + np.repeat(np.arange(spec.heads), spec.per_head)
+            head_at[spec.units] = _stretched(heads_of[spec.key[0]], spec.heads * spec.per_head)
             vectors[spec.units] = spec.vectors
             may_prune[spec.units] = not spec.frozen
         self.keep_at, self.head_at = torch.from_numpy(keep_at), torch.from_numpy(head_at)
         self.share_at = torch.from_numpy(np.maximum(share_at, 0))
         self.may_share = torch.from_numpy((share_at >= 0).astype(np.float32))
         self.may_prune = torch.from_numpy(may_prune)
-        alive_at = [np.arange(first_head[site.name], first_head[site.name] + site.heads) for site in self.sites]
+        alive_at = [_stretched(heads_of[site.name], site.heads) for site in self.sites]
         self.alive_at = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *alive_at]))
         own, members, weights = private_numbers(self.table, self.sites, {key: spec.units for key, spec in self.axes.items()})
         self.vectors, self.own = torch.from_numpy(vectors), torch.from_numpy(own)
@@ -348,7 +355,8 @@ class GateSpace:
     ) -> None:
         """One axis of a family (base first) or of a single site; ``some`` sites keep a unit at least, ``none`` keep nothing."""
         specs = [self.axes[site, name] for site in group.sites]
-        first, rows = specs[0], np.flatnonzero(alive)
+        first = specs[0]
+        rows = np.flatnonzero(_stretched(alive, first.heads))
         per_head = first.per_head
         wish = {spec.key: _by_head(logits[spec.keep], spec, rows) for spec in specs}
         want = {spec.key: _by_head(logits[spec.share], spec, rows) for spec in specs if spec.share is not None}
@@ -418,6 +426,11 @@ class GateSpace:
 def _heads_stay(site: Site) -> bool:
     """Whether heads cannot go: they go by losing all that they put out."""
     return "head" in site.frozen or any(axis.frozen is not None for name, axis in site.axes.items() if name in VALUE_AXES)
+
+
+def _stretched(values: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
+    """Every value so many times that there are ``count``."""
+    return np.repeat(values, count // len(values))
 
 
 def _by_head(logits: Floats, spec: AxisSpec, rows: npt.NDArray[np.int64]) -> Floats:

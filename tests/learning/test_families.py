@@ -11,7 +11,7 @@ from inarch.structure.errors import InarchError
 from inarch.structure.planners.weights import tied_sites
 from inarch.structure.sites import SiteTable
 
-from tests.learning.tables import ffn, glip_like, mdetr_like, msa, odd_ones, table_of, tied
+from tests.learning.tables import ffn, glip_like, mdetr_like, msa, odd_ones, splits, table_of, tied
 
 TABLES = {"mdetr": mdetr_like(), "narrow": mdetr_like(width=32, inner=16), "glip": glip_like(), "odd": odd_ones(), "tied": tied()}
 SHARING: tuple[Sharing, ...] = ("joint", "cross", "layer", "none")
@@ -100,6 +100,17 @@ def test_jointly_both_backbones_read_the_first_text_layer_of_their_block() -> No
     assert found[f"{DECODER}.0.cross_attn_image"] == (f"{DECODER}.1.cross_attn_image",)
     assert found[f"{ENCODER}.0.ffn"] == (f"{ENCODER}.1.ffn",)
     assert len(found) == 4 + 5
+
+
+def test_heads_may_differ_where_they_are_free() -> None:
+    found = kinds(splits(96, 4, 6), "cross", 2)
+    assert found == {f"text.layer.{n}.attn": (f"vision.layer.{n}.attn",) for n in range(3)}
+    why = "an operator without a rule runs over it"
+    for bound in ({"frozen": {"head": why}}, {"uniform": True}, {"group": 2}):
+        for heads, together in ((6, False), (4, True)):
+            text = [msa(f"text.layer.{n}.attn", 96, 4, 24, **bound) for n in range(2)]
+            vision = [msa(f"vision.layer.{n}.attn", 96, heads, 96 // heads, **bound) for n in range(2)]
+            assert bool(kinds(table_of([*text, *vision]), "cross", 2)) is together, bound
 
 
 def test_across_a_vision_layer_reads_the_text_layer_at_its_depth_alone() -> None:

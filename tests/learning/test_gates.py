@@ -22,7 +22,7 @@ from inarch.structure.plan import Plan
 from inarch.structure.resolve import build_plan, resolve
 from inarch.structure.sites import SiteTable
 
-from tests.learning.tables import Floats, drawn_logits, ffn, glip_like, mdetr_like, msa, odd_ones, table_of, tied
+from tests.learning.tables import Floats, drawn_logits, ffn, glip_like, mdetr_like, msa, odd_ones, splits, table_of, tied
 from tests.zoo import build
 
 MADE = {
@@ -31,6 +31,9 @@ MADE = {
     "glip": glip_like(),
     "odd": odd_ones(),
     "tied": tied(),
+    "finer": splits(64, 2, 8),
+    "coarser": splits(64, 8, 2),
+    "crossed": splits(96, 4, 6),
 }
 ZOO = ("gqa", "rotary_half", "rotary_interleaved", "bi_attention", "swin", "swin_constant_bias", "qk_norm", "t5", "tied_members")
 FORMS = (*MADE, *ZOO, "two_tower", "head_splits")

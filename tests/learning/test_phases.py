@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from inarch.learning.families import families
 from inarch.learning.gates import GateSpace
 from inarch.learning.harden import Hardened
 from inarch.learning.matching import match
+from inarch.learning.models import registry
 from inarch.learning.models.examples import run_eager
 from inarch.learning.phases import LearnPhase, shares_of
-from inarch.learning.runs import Workshop, gate_space
+from inarch.learning.runs import Workshop, gate_space, workshop
 from inarch.learning.tasks.courses import tensors
 from inarch.learning.unit_rows import UnitRows
 from inarch.structure.lowering import lower
@@ -22,6 +24,7 @@ from inarch.structure.resolve import resolve
 
 from tests.learning import tiny
 from tests.learning.exported import compiled, distance, off_plan
+from tests.learning.tables import bare, parameters_of, splits
 
 
 def model_weights(phase: LearnPhase) -> dict[str, Tensor]:
@@ -167,6 +170,38 @@ def test_matching_changes_no_output_and_brings_readers_nearer(shop: Workshop, sh
     assert moved >= len(space.families)
     for family in space.families:
         assert tiny.differing(_rows(units, family.base, parameters), _rows(units, family.base, old)) == []
+
+
+@pytest.mark.parametrize(("text", "vision"), [(2, 8), (8, 2), (4, 6)])
+def test_matching_finds_the_base_again_whatever_the_heads(text: int, vision: int) -> None:
+    """A reader that is its base with the units of its own heads moved about comes back in its base's order."""
+    table = splits(96, text, vision, layers=1)
+    module = bare(table)
+    units, parameters = UnitRows(table, module), parameters_of(module)
+    (family,) = families(table, "cross", 1)
+    rng = np.random.default_rng(0)
+    pairs = [((family.base, name), (family.readers[0], name)) for name in ("qk", "vo")]
+    for base, reader in pairs:
+        order = np.arange(96).reshape(vision, -1)
+        units.store(reader, units.read(base, parameters)[torch.from_numpy(rng.permuted(order, axis=1).reshape(-1))], parameters)
+        assert not torch.equal(units.read(reader, parameters), units.read(base, parameters))
+    match([family], units, parameters)
+    for base, reader in pairs:
+        assert torch.equal(units.read(reader, parameters), units.read(base, parameters))
+
+
+def test_backbones_whose_heads_differ_share_and_compile(small_presets: None) -> None:
+    vision = tiny.MDETR.vision.model_copy(update={"heads": 4})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.PRESETS, "small-splits", tiny.MDETR.model_copy(update={"vision": vision}))
+        shop = workshop(tiny.config(model="small-splits"))
+    phase = tiny.learning(shop, keep=0.8, fill="none", prune=False, sharing="cross")
+    hardened, weights = finish(phase)
+    shares = [(name, share.base) for name, site in hardened.plan.sites.items() for a in site.axes.values() for share in a.share]
+    assert any(name.endswith(".attn") and base.endswith(".attention") for name, base in shares)
+    model = shop.build(weights)
+    feeds = {name: tensor.numpy() for name, tensor in model.example(3, 48, 48, 9, seed=1).items()}
+    assert distance(compiled(shop.model, weights, hardened.plan).run(feeds), run_eager(model, feeds)) < 1e-5
 
 
 def _rows(units: UnitRows, site: str, parameters: dict[str, Any]) -> dict[str, Tensor]:
