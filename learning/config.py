@@ -256,6 +256,8 @@ class LearnConfig(_Settings):
         dense: pre-training of the dense model, on grounding where the task has it.
         learning: the steps in which the structure is learned, on the same.
         structure: how.
+        distil: weight of a teacher's outputs in the loss while the structure is learned, 0 for none. The teacher is the dense
+            model after as many further steps, which are taken first.
         weights: a file of dense weights to start from, instead of pre-training.
         precision: as accelerate knows them: ``no``, ``bf16``, ``fp16``.
         seed: of weights, batches and noise.
@@ -266,6 +268,7 @@ class LearnConfig(_Settings):
     dense: Optimisation = Optimisation()
     learning: Optimisation = Optimisation(steps=3000, rate=1e-3)
     structure: StructureSettings = StructureSettings()
+    distil: Annotated[float, Field(ge=0)] = 0.0
     weights: str | None = None
     precision: Literal["no", "bf16", "fp16"] = "no"
     seed: Annotated[int, Field(ge=0)] = 0

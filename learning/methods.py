@@ -24,8 +24,7 @@ from inarch.learning.models.mdetr_config import MdetrConfig
 from inarch.learning.models.registry import Config, build
 from inarch.learning.phases import WeightPhase
 from inarch.learning.rules import share_by_rule
-from inarch.learning.runs import Workshop, replaced, train_structure
-from inarch.learning.structured import Structured
+from inarch.learning.runs import Workshop, replaced, train_further, train_structure
 from inarch.learning.trainer import Progress, run
 from inarch.learning.weights import model_weights, weights_of
 from inarch.structure.errors import InarchError
@@ -85,6 +84,7 @@ def obtain(
     folder: Path,
     place: Accelerator,
     progress: Progress | None = None,
+    teacher: Mapping[str, Tensor] | None = None,
 ) -> Outcome:
     """Run one method at ``shop.config.structure.keep``.
 
@@ -95,6 +95,7 @@ def obtain(
         folder: where checkpoints are kept.
         place: processes and device.
         progress: called after every step.
+        teacher: what ``dense`` gives, to distil from by ``distil``; those that start from random weights have none.
 
     Raises:
         InarchError: there is no such method, or its plan cannot be reached.
@@ -102,17 +103,18 @@ def obtain(
     if method in LEARNED:
         settings = StructureSettings.model_validate(shop.config.structure.model_dump() | dict(LEARNED[method]))
         changed = replaced(shop, structure=settings)
-        hardened, weights = train_structure(changed, dense, folder, place, progress)
+        hardened, weights = train_structure(changed, dense, folder, place, progress, teacher)
         return Outcome(hardened.plan, weights, hardened.planned, hardened.stored, shop)
     if method == "scratch":
         return _scratch(shop, folder, place, progress)
     if method == "dense":
-        weights = _train(shop, dense, None, folder, place, progress)
+        weights = train_further(shop, dense, None, folder / "learning", place, progress)
         total = shop.table.parameters
         return Outcome(None, weights, total, total, shop)
     plan = _plan(shop, dense, method)
     lowered = lower(shop.table, resolve(plan, shop.table))
-    return Outcome(plan, _train(shop, dense, plan, folder, place, progress), lowered.planned, lowered.stored, shop)
+    weights = train_further(shop, dense, plan, folder / "learning", place, progress, teacher)
+    return Outcome(plan, weights, lowered.planned, lowered.stored, shop)
 
 
 def _plan(shop: Workshop, dense: Mapping[str, Tensor], method: str) -> Plan:
@@ -134,26 +136,6 @@ def _plan(shop: Workshop, dense: Mapping[str, Tensor], method: str) -> Plan:
         provenance: dict[str, JsonValue] = {"method": method, "keep": keep}
         return share_by_rule(shop.table, method.removeprefix("rule-"), keep, name, provenance).plan
     raise InarchError(f"there is no method {method!r}", where="--method", hint=f"there are {', '.join(METHODS)}")
-
-
-def _train(
-    shop: Workshop,
-    weights: Mapping[str, Tensor],
-    plan: Plan | None,
-    folder: Path,
-    place: Accelerator,
-    progress: Progress | None,
-) -> dict[str, Tensor]:
-    """Further steps of pre-training, as many and at the same rates as a structure is learned with."""
-    course = shop.pretraining()
-    trainee = shop.trainee(course, weights)
-    trainee.to(place.device)
-    module = trainee if plan is None else Structured(trainee, shop.table, plan, "model.")
-    phase = WeightPhase("learning", module, course, shop.config.learning, place, shop.config.seed)
-    run(phase, folder / "learning", main=place.is_main_process, progress=progress)
-    if isinstance(module, Structured):
-        module.write_back(trainee)
-    return weights_of(trainee)
 
 
 def shop_of(shop: Workshop, method: str) -> Workshop:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,9 +15,21 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from inarch.frontends.canonicalize import discover_canonical
-from inarch.learning.config import Data, LearnConfig, TuneConfig, read_config
-from inarch.learning.distil import Distilled
-from inarch.learning.families import chosen, families, modality
+from inarch.learning.config import Data, LearnConfig, TuneConfig
+from inarch.learning.families import chosen, families
+from inarch.learning.folders import (
+    CONFIG,
+    DENSE,
+    EVALUATION,
+    PLAN,
+    TEACHER,
+    WEIGHTS,
+    claim,
+    dense_folder,
+    read_run,
+    refuse_another,
+    write,
+)
 from inarch.learning.gates import GateSpace
 from inarch.learning.harden import Hardened, refuse_unreachable
 from inarch.learning.matching import match
@@ -38,14 +50,8 @@ from inarch.learning.unit_rows import UnitRows
 from inarch.learning.weights import keep_weights, load_weights, model_weights, read_weights, weights_of
 from inarch.runtime.accuracy import Arrays, Evaluation, Model, Task, evaluate
 from inarch.structure.errors import InarchError
-from inarch.structure.files import whole
-from inarch.structure.lowering import lower
 from inarch.structure.plan import Plan, load_plan, save_plan
-from inarch.structure.resolve import resolve
 from inarch.structure.sites import SiteTable
-
-CONFIG, PLAN, WEIGHTS, DENSE = "config.json", "plan.json", "weights.safetensors", "dense.safetensors"
-EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,23 +154,89 @@ def as_model(model: nn.Module) -> Model:
 
 def train_dense(shop: Workshop, folder: Path, place: Accelerator, progress: Progress | None = None) -> dict[str, Tensor]:
     """Dense pre-training; returns the trainee's weights, auxiliary heads included, and keeps them in the folder."""
-    done = folder / DENSE
+    course, config = shop.pretraining(), shop.config
+
+    def phase(module: nn.Module) -> WeightPhase:
+        return WeightPhase("dense", module, course, config.dense, place, config.seed)
+
+    def trained() -> dict[str, Tensor]:
+        if config.weights is not None:
+            return weights_of(shop.trainee(course, read_weights(Path(config.weights)), config.weights))
+        return _trained(shop.trainee(course), None, shop, phase, folder / "dense", place, progress)
+
+    return _once(folder, DENSE, place, trained)
+
+
+def _once(folder: Path, name: str, place: Accelerator, made: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Weights that are trained once, and then kept in the folder; what they were trained from goes."""
+    done = folder / name
     there = done.exists()
     place.wait_for_everyone()  # nobody looks after another has written
     if there:
         return read_weights(done)
-    course = shop.pretraining()
-    start = shop.config.weights
-    trainee = shop.trainee(course, None if start is None else read_weights(Path(start)), start or "weights")
-    if start is None:
-        phase = WeightPhase("dense", trainee, course, shop.config.dense, place, shop.config.seed)
-        run(phase, folder / "dense", main=place.is_main_process, progress=progress)
-    state = weights_of(trainee)
+    state = made()
     if place.is_main_process:
         keep_weights(state, done)
-        (folder / "dense" / CHECKPOINT).unlink(missing_ok=True)
+        (folder / done.stem / CHECKPOINT).unlink(missing_ok=True)
     place.wait_for_everyone()
     return state
+
+
+def train_further(
+    shop: Workshop,
+    weights: Mapping[str, Tensor],
+    plan: Plan | None,
+    folder: Path,
+    place: Accelerator,
+    progress: Progress | None = None,
+    teacher: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Further steps of pre-training, as many and at the same rates as a structure is learned with.
+
+    Args:
+        shop: the run.
+        weights: the trainee's.
+        plan: held to from the start; None trains the dense model.
+        folder: where its checkpoints are.
+        place: processes and device.
+        progress: called after every step.
+        teacher: a dense trainee's weights to distil from, by ``distil``.
+
+    Returns:
+        The trainee's weights in the dense layout.
+    """
+    course, config = shop.pretraining(), shop.config
+
+    def phase(module: nn.Module) -> WeightPhase:
+        return WeightPhase("further", module, course, config.learning, place, config.seed)
+
+    trainee = shop.trainee(course, weights).to(place.device)
+    _teach(trainee, teacher, config.distil, shop, course)
+    return _trained(trainee, plan, shop, phase, folder, place, progress)
+
+
+def _teach(trainee: Trainee, teacher: Mapping[str, Tensor] | None, weight: float, shop: Workshop, course: Course) -> None:
+    """Put a teacher beside a trainee, on the trainee's device, if there is one and it has a say."""
+    if teacher is not None and weight:
+        place = next(trainee.parameters()).device
+        trainee.taught_by(shop.trainee(course, teacher).to(place), weight)
+
+
+def _trained(
+    trainee: Trainee,
+    plan: Plan | None,
+    shop: Workshop,
+    phase_of: Callable[[nn.Module], WeightPhase],
+    folder: Path,
+    place: Accelerator,
+    progress: Progress | None,
+) -> dict[str, Tensor]:
+    """Train a trainee under a plan, or without one; returns its weights in the dense layout."""
+    module = trainee if plan is None else Structured(trainee, shop.table, plan, "model.")
+    run(phase_of(module), folder, main=place.is_main_process, progress=progress)
+    if isinstance(module, Structured):
+        module.write_back(trainee)
+    return weights_of(trainee)
 
 
 def gate_space(shop: Workshop) -> GateSpace:
@@ -177,8 +249,20 @@ def gate_space(shop: Workshop) -> GateSpace:
     return GateSpace(table, found, prune=structure.prune, least=structure.least)
 
 
-def learn_phase(shop: Workshop, weights: Mapping[str, Tensor] | None = None, place: Accelerator | None = None) -> LearnPhase:
-    """The phase in which a structure is learned, from dense weights, or from random ones."""
+def learn_phase(
+    shop: Workshop,
+    weights: Mapping[str, Tensor] | None = None,
+    place: Accelerator | None = None,
+    teacher: Mapping[str, Tensor] | None = None,
+) -> LearnPhase:
+    """The phase in which a structure is learned, from dense weights, or from random ones.
+
+    Args:
+        shop: the run.
+        weights: the trainee's.
+        place: processes and device; one process on the CPU by default.
+        teacher: a dense trainee's weights to distil from, by ``distil``.
+    """
     course = shop.pretraining()
     trainee = shop.trainee(course, weights)
     space, config = gate_space(shop), shop.config
@@ -186,36 +270,64 @@ def learn_phase(shop: Workshop, weights: Mapping[str, Tensor] | None = None, pla
         model = trainee.get_submodule("model")
         match(space.families, UnitRows(shop.table, model), dict(model.named_parameters()))
     where = place or accelerator(config.precision, "cpu")
-    return LearnPhase(trainee, course, config.learning, config.structure, space, where, config.seed, config.model)
+    phase = LearnPhase(trainee, course, config.learning, config.structure, space, where, config.seed, config.model)
+    _teach(trainee, teacher, config.distil, shop, course)  # what units are worth to the dense model is known by now
+    return phase
 
 
 def train_structure(
-    shop: Workshop, weights: Mapping[str, Tensor], folder: Path, place: Accelerator, progress: Progress | None = None
+    shop: Workshop,
+    weights: Mapping[str, Tensor],
+    folder: Path,
+    place: Accelerator,
+    progress: Progress | None = None,
+    teacher: Mapping[str, Tensor] | None = None,
 ) -> tuple[Hardened, dict[str, Tensor]]:
     """Learn a structure, on what the dense weights were trained on.
+
+    Args:
+        shop: the run.
+        weights: the dense trainee's.
+        folder: where checkpoints are.
+        place: processes and device.
+        progress: called after every step.
+        teacher: a dense trainee's weights; None for those that :func:`train_teacher` makes, if ``distil`` asks for it.
 
     Returns:
         The structure with its plan, and the trainee's weights, which hold to it.
     """
-    phase = learn_phase(shop, weights, place)
+    if shop.config.distil and teacher is None:
+        teacher = train_teacher(shop, weights, folder, place, progress)
+    phase = learn_phase(shop, weights, place, teacher)
     run(phase, folder / "learning", main=place.is_main_process, progress=progress)
     return phase.harden(), weights_of(phase.trainee)
+
+
+def train_teacher(
+    shop: Workshop, weights: Mapping[str, Tensor], folder: Path, place: Accelerator, progress: Progress | None = None
+) -> dict[str, Tensor]:
+    """The dense model after as many further steps as a structure is learned in; kept in the folder.
+
+    As it is at the start it would hold its student back: that soon knows as much.
+    """
+    return _once(folder, TEACHER, place, lambda: train_further(shop, weights, None, folder / "teacher", place, progress))
 
 
 def learn(config: LearnConfig, folder: Path, *, device: str | None = None, progress: Progress | None = None) -> Hardened:
     """A whole run: dense pre-training, structure, plan. What is there already is not done again.
 
-    The folder gets ``config.json``, ``dense.safetensors``, ``plan.json``, ``weights.safetensors`` (which hold to the plan), logs.
+    The folder gets ``config.json``, ``dense.safetensors``, ``plan.json``, ``weights.safetensors`` (which hold to the plan), logs;
+    and ``teacher.safetensors`` where a teacher is asked for.
 
     Raises:
         InarchError: the folder holds a run with another configuration, or training fails.
     """
     place = accelerator(config.precision, device)
     document = config.model_dump(mode="json")
-    _refuse_another(document, folder, "go on with that one (inarch learn --resume), or take another folder")
+    refuse_another(document, folder, "go on with that one (inarch learn --resume), or take another folder")
     shop = workshop(config)  # what cannot be set up leaves no folder behind
     _check(shop, place)
-    _claim(document, folder, place)
+    claim(document, folder, place)
     dense = train_dense(shop, folder, place, progress)
     hardened, weights = train_structure(shop, dense, folder, place, progress)
     if place.is_main_process:
@@ -266,18 +378,18 @@ def tune(
     learned = read_run(run_folder)
     place = accelerator(config.precision, device)
     document = config.model_dump(mode="json")
-    _refuse_another(document, folder, "the same settings go on with it; for others take another folder, or delete this one")
+    refuse_another(document, folder, "the same settings go on with it; for others take another folder, or delete this one")
     source = read_weights(run_folder / (DENSE if config.dense else WEIGHTS))
     plan = None if config.dense else load_plan(run_folder / PLAN)
     shop = workshop(learned)
     shop.world.course(config.kind)
     teacher = None if not config.distil else _teacher(shop, run_folder, config)
-    _claim(document, folder, place)
+    claim(document, folder, place)
     weights = tune_weights(shop, source, plan, config, folder, place, teacher, progress)
     judged = {split: judge(shop, weights, config.kind, split=split, progress=progress) for split in shop.world.splits}
     if place.is_main_process:
         keep_weights(weights, folder / WEIGHTS)
-        _write(summary(judged), folder / EVALUATION)
+        write(summary(judged), folder / EVALUATION)
     place.wait_for_everyone()  # what is written is read next
     return judged
 
@@ -289,7 +401,8 @@ def _teacher(shop: Workshop, run_folder: Path, config: TuneConfig) -> dict[str, 
         InarchError: there is none, or the folder that was named holds something else.
     """
     if config.teacher is None and config.kind == shop.world.first:
-        return read_weights(run_folder / DENSE)
+        taught = run_folder / TEACHER
+        return read_weights(taught if taught.exists() else run_folder / DENSE)
     folder = dense_folder(run_folder, config.kind) if config.teacher is None else Path(config.teacher)
     hint = f"inarch tune {run_folder} --task {config.kind} --dense makes one"
     try:
@@ -299,11 +412,6 @@ def _teacher(shop: Workshop, run_folder: Path, config: TuneConfig) -> dict[str, 
     if not (isinstance(there, dict) and there.get("dense") is True and there.get("kind") == config.kind):
         raise InarchError(f"what is here is no dense model tuned for {config.kind}", where=str(folder), hint=hint)
     return read_weights(folder / WEIGHTS, hint)
-
-
-def dense_folder(run_folder: Path, kind: str) -> Path:
-    """Where a tuning of a run's dense model goes unless another place is named."""
-    return run_folder / f"{kind}-dense"
 
 
 def summary(judged: Mapping[str, Evaluation]) -> dict[str, Any]:
@@ -339,32 +447,13 @@ def tune_weights(
         The trainee's weights in the dense layout.
     """
     course = shop.world.course(config.kind)
-    trainee = shop.trainee(course, weights)
-    trainee.to(place.device)  # before a structure or a teacher is put beside it
-    module: nn.Module = trainee
-    if teacher is not None and config.distil:
-        module = Distilled(trainee, shop.trainee(course, teacher).to(place.device), config.distil)
-    dense = module
-    prefix = "model." if module is trainee else "student.model."
-    if plan is not None:
-        module = Structured(module, shop.table, plan, prefix)
-    phase = WeightPhase(f"tune-{config.kind}", module, course, config.optimisation, place, config.seed)
-    run(phase, folder, main=place.is_main_process, progress=progress)
-    if isinstance(module, Structured):
-        module.write_back(dense)
-    return weights_of(trainee)
+    trainee = shop.trainee(course, weights).to(place.device)  # before a structure or a teacher is put beside it
+    _teach(trainee, teacher, config.distil, shop, course)
 
+    def phase(module: nn.Module) -> WeightPhase:
+        return WeightPhase(f"tune-{config.kind}", module, course, config.optimisation, place, config.seed)
 
-def backbone_parameters(plan: Plan, table: SiteTable) -> tuple[int, int]:
-    """Parameters of the sites of the two backbones, and how many of them the compiled model stores.
-
-    Weight vectors that a backbone shares with what is outside of it count where they are stored first.
-    """
-    inside = {site.name for site in table.sites if modality(site.name) != "both"}
-    own = sum(site.parameters for site in table.sites if site.name in inside)
-    only = plan.model_copy(update={"sites": {name: site for name, site in plan.sites.items() if name in inside}})
-    stored = lower(table, resolve(only, table)).stored
-    return own, own - (table.parameters - stored)
+    return _trained(trainee, plan, shop, phase, folder, place, progress)
 
 
 def export_tuned(run_folder: Path, folder: Path) -> onnx_ir.Model:
@@ -402,69 +491,6 @@ def judge(
     """A trainee's weights on held-out samples."""
     model = as_model(shop.build(model_weights(weights)).eval())
     return evaluate(model, shop.world.task(kind, split), limit=limit, progress=progress)
-
-
-def read_run(folder: Path) -> LearnConfig:
-    """The configuration of a run.
-
-    Raises:
-        InarchError: there is none, or what is there is what ``inarch tune`` made.
-    """
-    path = folder / CONFIG
-    if not path.exists():
-        raise InarchError("there is no run here", where=str(folder), hint="inarch learn --out makes one")
-    if (folder / EVALUATION).exists() and not (folder / DENSE).exists():
-        raise InarchError("this is what inarch tune made of a run", where=str(folder), hint="name the run's own folder")
-    return read_config(path)
-
-
-def _refuse_another(document: Mapping[str, Any], folder: Path, hint: str) -> None:
-    """Refuse a folder that holds something with another configuration."""
-    path = folder / CONFIG
-    try:
-        there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else document
-    except (OSError, ValueError) as error:
-        raise InarchError(f"cannot be read: {error}", where=str(path)) from None
-    if there == document:
-        return
-    new: list[str] = []
-    known = _completed(there, document, new) if isinstance(there, dict) else {}
-    names = [name for name in document if known.get(name) != document[name]]
-    if new and not names:
-        raise InarchError(
-            f"the run here was begun by a version that had no setting {new[0]}", where=str(folder), hint="take another folder"
-        )
-    raise InarchError(
-        f"another run is here, with another {', '.join(names) or 'version'}",
-        where=str(folder),
-        hint=hint,
-    )
-
-
-def _completed(there: Mapping[str, Any], document: Mapping[str, Any], new: list[str], path: str = "") -> dict[str, Any]:
-    """What is there, with what it lacks, whose dotted names go to ``new``."""
-    made = dict(there)
-    for name, value in document.items():
-        if name not in there:
-            new.append(path + name)
-            made[name] = value
-        elif isinstance(value, dict) and isinstance(there[name], dict):
-            made[name] = _completed(there[name], value, new, f"{path}{name}.")
-    return made
-
-
-def _claim(document: Mapping[str, Any], folder: Path, place: Accelerator) -> None:
-    """Take a folder for a run, or go on with the same run in it."""
-    if place.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(document, folder / CONFIG)
-    place.wait_for_everyone()
-
-
-def _write(document: Mapping[str, Any], path: Path) -> None:
-    """Write JSON, whole or not at all."""
-    with whole(path) as draft:
-        draft.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def replaced(shop: Workshop, **changes: Any) -> Workshop:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from inarch.learning.families import modality
+from inarch.structure.lowering import lower
 from inarch.structure.plan import AXIS_NAMES, Plan
+from inarch.structure.resolve import resolve
+from inarch.structure.sites import SiteTable
 
 
 @dataclass(frozen=True)
@@ -38,3 +41,15 @@ def tally(plan: Plan) -> Tally:
                 else:
                     across += len(share.reader_indices)
     return Tally(units, units - kept, across, within)
+
+
+def backbone_parameters(plan: Plan, table: SiteTable) -> tuple[int, int]:
+    """Parameters of the sites of the two backbones, and how many of them the compiled model stores.
+
+    Weight vectors that a backbone shares with what is outside of it count where they are stored first.
+    """
+    inside = {site.name for site in table.sites if modality(site.name) != "both"}
+    own = sum(site.parameters for site in table.sites if site.name in inside)
+    only = plan.model_copy(update={"sites": {name: site for name, site in plan.sites.items() if name in inside}})
+    stored = lower(table, resolve(only, table)).stored
+    return own, own - (table.parameters - stored)

@@ -157,8 +157,8 @@ class Demo:
 
     def _learn(self) -> Hardened:
         from inarch.learning.plots import plot_run, plot_structure
-        from inarch.learning.runs import backbone_parameters, learn
-        from inarch.learning.tally import tally
+        from inarch.learning.runs import learn
+        from inarch.learning.tally import backbone_parameters, tally
 
         with render.progress(quiet=self.quiet) as report:
             hardened = learn(self._config(), self.out, device="cpu", progress=report)

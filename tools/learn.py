@@ -54,6 +54,15 @@ def run(
     steps: Annotated[
         str, typer.Option("--steps", metavar="DENSE,LEARNING", help="Steps of pre-training and of learning.", show_default=False)
     ] = "",
+    distil: Annotated[
+        float | None,
+        typer.Option(
+            "--distil",
+            min=0.0,
+            help="Weight of a dense model's outputs in the loss; that one is trained for as many steps first.",
+            show_default="0",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, show_default="0", help="Of everything drawn at random.")] = None,
     config: Config = None,
     settings: Settings = None,
@@ -71,11 +80,12 @@ def run(
     """
     needs_learning()
     from inarch.learning.config import LearnConfig, configure
+    from inarch.learning.folders import read_run
     from inarch.learning.plots import plot_run, plot_structure
-    from inarch.learning.runs import learn, read_run
+    from inarch.learning.runs import learn
     from inarch.learning.trainer import is_main
 
-    changes = _changes(model, task, level, keep, sharing, weights, steps, seed, settings)
+    changes = _changes(model, task, level, keep, sharing, weights, steps, distil, seed, settings)
     if resume:
         if changes or config is not None:
             raise InarchError("a run goes on with the settings that it began with", where="--resume", hint="leave the others out")
@@ -92,8 +102,8 @@ def run(
 
 
 def _say(chosen: LearnConfig, hardened: Hardened, out: Path, *, json: bool) -> None:
-    from inarch.learning.runs import backbone_parameters, kinds_of
-    from inarch.learning.tally import tally
+    from inarch.learning.runs import kinds_of
+    from inarch.learning.tally import backbone_parameters, tally
 
     total, found = hardened.table.parameters, tally(hardened.plan)
     inside, kept = backbone_parameters(hardened.plan, hardened.table)
@@ -133,6 +143,7 @@ def _changes(
     sharing: Sharing | None,
     weights: Path | None,
     steps: str,
+    distil: float | None,
     seed: int | None,
     settings: Settings,
 ) -> dict[str, Any]:
@@ -144,6 +155,7 @@ def _changes(
         "structure.keep": keep,
         "structure.sharing": sharing.value if sharing is not None else None,
         "weights": str(weights) if weights is not None else None,
+        "distil": distil,
         "seed": seed,
     }
     changes: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}

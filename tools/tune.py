@@ -65,7 +65,8 @@ def run(
     needs_learning()
     from inarch.compiler.writer import write_model
     from inarch.learning.config import TuneConfig, configure
-    from inarch.learning.runs import dense_folder, export_tuned, kinds_of, read_run, summary, tune
+    from inarch.learning.folders import dense_folder, read_run
+    from inarch.learning.runs import export_tuned, kinds_of, summary, tune
     from inarch.learning.trainer import is_main
 
     wanted = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class Trainee(nn.Module, ABC):
     """A model under the name ``model``; called with a batch, it gives the losses by name, weighted.
 
-    A pass through the model and what is made of it are apart, so that who wants both the losses and the outputs, as
-    distillation does, pays for one pass. What a pass leaves is the trainee's own affair.
+    A pass through the model and what is made of it are apart, so that a student, which wants both the losses and the outputs,
+    pays for one pass. What a pass leaves is the trainee's own affair.
 
     Args:
         model: the model.
@@ -23,6 +23,20 @@ class Trainee(nn.Module, ABC):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self._teachers: list[tuple[Trainee, float]] = []  # in a list, it is no part of this module
+
+    def taught_by(self, teacher: Trainee, weight: float) -> Self:
+        """Learn from a teacher too, which stands still: from now on there is one more loss, ``distil``.
+
+        It is how far the outputs are from the teacher's, as :meth:`apart` measures it, of what the batch has targets for (ours,
+        after Hinton et al. 2015): other heads of the teacher's were taught nothing.
+
+        Args:
+            teacher: another of the same model, trained already, on the same device.
+            weight: of the loss.
+        """
+        self._teachers = [(teacher.eval().requires_grad_(False), weight)]
+        return self
 
     def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """The model's own inputs, one row a text."""
@@ -60,7 +74,14 @@ class Trainee(nn.Module, ABC):
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A pass and its losses."""
-        return self.losses(self.through(batch), batch)
+        passed = self.through(batch)
+        losses = self.losses(passed, batch)
+        for teacher, weight in self._teachers:
+            with torch.no_grad():
+                theirs = teacher.outputs(teacher.through(batch))
+            with torch.autocast(batch["image"].device.type, enabled=False):
+                losses["distil"] = weight * self.apart(self.outputs(passed), theirs, batch)
+        return losses
 
 
 def whole(pixels: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import inarch
-from inarch.learning.runs import read_run, task_of
+from inarch.learning.folders import read_run
+from inarch.learning.runs import task_of
 from inarch.runtime.accuracy import Evaluation, Task, evaluate
 from inarch.runtime.inputs import Case
 from inarch.runtime.session import Session, SessionOptions

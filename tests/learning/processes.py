@@ -15,7 +15,7 @@ import torch
 
 from inarch.learning import runs
 from inarch.learning.config import TuneConfig
-from inarch.learning.distil import Distilled
+from inarch.learning.folders import WEIGHTS
 from inarch.learning.phases import LearnPhase, WeightPhase
 from inarch.learning.runs import Workshop, learn_phase, replaced
 from inarch.learning.trainer import accelerator, is_main, run
@@ -28,7 +28,7 @@ def phases(shop: Workshop) -> list[LearnPhase | WeightPhase]:
     course = shop.pretraining()
     plain = WeightPhase("dense", shop.trainee(course), course, shop.config.dense, place, shop.config.seed)
     teacher = replaced(shop, seed=shop.config.seed + 1).trainee(course)
-    taught = Distilled(shop.trainee(course), teacher, 5.0)
+    taught = shop.trainee(course).taught_by(teacher, 5.0)
     distilled = WeightPhase("distilled", taught, course, shop.config.dense, place, shop.config.seed)
     return [plain, learn_phase(shop, None, place), distilled]
 
@@ -43,7 +43,7 @@ def whole_run(shop: Workshop, folder: Path) -> dict[str, float]:
         found = runs.tune(
             folder, TuneConfig(kind="grounding", optimisation=shop.config.dense, distil=1.0), folder / "tuned", device="cpu"
         )
-        read_weights(folder / "tuned" / runs.WEIGHTS)
+        read_weights(folder / "tuned" / WEIGHTS)
         assert is_main() == (accelerator("no", "cpu").process_index == 0)
     return dict(found["test"].overall)
 

@@ -62,7 +62,7 @@ def test_two_processes_learn_what_one_does(pair: Path, shop: Workshop, tmp_path:
     course = shop.pretraining()
     losses = []
     for state in (expected, found):
-        trainee = shop.trainee(course, {name.removeprefix("student."): value for name, value in state["module"].items()})
+        trainee = shop.trainee(course, state["module"])
         with torch.no_grad():
             losses.append({name: float(loss) for name, loss in trainee(tensors(course.batch(5, 0), torch.device("cpu"))).items()})
     assert losses[1] == pytest.approx(losses[0], rel=2e-4)

@@ -13,7 +13,7 @@ import torch
 
 from inarch.learning import runs
 from inarch.learning.config import LearnConfig, Optimisation, TuneConfig
-from inarch.learning.distil import Distilled
+from inarch.learning.folders import read_run
 from inarch.learning.gates import Hard
 from inarch.learning.harden import as_plan
 from inarch.learning.methods import LEARNED, METHODS, narrowed, obtain
@@ -22,20 +22,18 @@ from inarch.learning.models.examples import run_eager
 from inarch.learning.plots import plot_run, plot_structure, site_shares
 from inarch.learning.runs import (
     Workshop,
-    backbone_parameters,
     gate_space,
     judge,
     learn,
-    read_run,
     replaced,
     structured_model,
     task_of,
     tune,
     tune_weights,
 )
-from inarch.learning.tally import Tally, tally
+from inarch.learning.tally import Tally, backbone_parameters, tally
 from inarch.learning.tasks.courses import tensors
-from inarch.learning.trainer import accelerator
+from inarch.learning.trainer import accelerator, read_log
 from inarch.learning.weights import model_weights, read_weights
 from inarch.structure.errors import InarchError
 from inarch.structure.plan import Plan, load_plan
@@ -108,6 +106,43 @@ def test_a_killed_run_goes_on(folder: Path, tmp_path: Path, stop: tuple[str, int
     learn(tiny.CONFIG, tmp_path, device="cpu")
     for name in ("plan.json", "weights.safetensors", "learning/log.csv"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def taught(shop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run with a teacher."""
+    made = tmp_path_factory.mktemp("runs") / "taught"
+    learn(tiny.config(distil=2.0), made, device="cpu")
+    return made
+
+
+def test_a_structure_is_learned_with_a_teacher(folder: Path, taught: Path, shop: Workshop) -> None:
+    assert set(names(taught)) - set(names(folder)) == {"teacher.safetensors", "teacher/log.csv"}
+    assert (taught / "dense.safetensors").read_bytes() == (folder / "dense.safetensors").read_bytes()
+    dense, teacher = (read_weights(taught / name) for name in ("dense.safetensors", "teacher.safetensors"))
+    assert any((teacher[name] != value).any() for name, value in dense.items()), "it goes on with training"
+    logs = {name: read_log(taught / name / "log.csv") for name in ("dense", "teacher", "learning")}
+    assert [name for name, log in logs.items() if "distil" in log] == ["learning"]
+    assert max(logs["teacher"]["loss"][0]) == max(logs["learning"]["loss"][0]), "as many steps"
+    # Gates start from what units are worth to the dense model; that it is taught is seen by weights and gates from then on.
+    learned = [read_weights(run / "weights.safetensors") for run in (folder, taught)]
+    assert any((learned[0][name] != value).any() for name, value in learned[1].items())
+    plan = load_plan(taught / "plan.json")
+    assert off_plan(shop.model, model_weights(learned[1]), plan) == []
+
+
+@pytest.mark.parametrize("stop", [("further", 5), ("learning", 4)])
+def test_a_killed_run_with_a_teacher_goes_on(taught: Path, tmp_path: Path, stop: tuple[str, int]) -> None:
+    def kill(phase: str, done: int, _: int) -> None:
+        if (phase, done) == stop:
+            raise Untouched
+
+    config = tiny.config(distil=2.0)
+    with pytest.raises(Untouched):
+        learn(config, tmp_path, device="cpu", progress=kill)
+    learn(config, tmp_path, device="cpu")
+    for name in ("plan.json", "weights.safetensors", "teacher.safetensors", "teacher/log.csv", "learning/log.csv"):
+        assert (tmp_path / name).read_bytes() == (taught / name).read_bytes(), name
 
 
 def test_dense_weights_of_another_run(folder: Path, tmp_path: Path) -> None:
@@ -304,12 +339,12 @@ def test_distilling_from_oneself(shop: Workshop) -> None:
     batch = tensors(course.batch(0, 0), torch.device("cpu"))
     with torch.no_grad():
         plain = student(batch)
-        losses = Distilled(student, teacher, 0.5)(batch)
+        losses = student.taught_by(teacher, 0.5)(batch)
         assert float(losses.pop("distil")) == pytest.approx(0, abs=1e-6)
         assert {name: float(value) for name, value in losses.items()} == {name: float(value) for name, value in plain.items()}
         for parameter in teacher.model.parameters():
             parameter.mul_(1.1)
-        assert float(Distilled(student, teacher, 0.5)(batch)["distil"]) > 1e-3
+        assert float(student(batch)["distil"]) > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["grounding", "vqa"])

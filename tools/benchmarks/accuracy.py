@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 def compute(cell: Cell, shop: Workshop) -> dict[str, Any]:
     """Run one cell: the method on what a world is learned by, unless another task's cell has done that, then the task."""
-    from inarch.learning.runs import backbone_parameters, judge
-    from inarch.learning.tally import tally
+    from inarch.learning.runs import judge
+    from inarch.learning.tally import backbone_parameters, tally
     from inarch.tools.benchmarks.accuracy_report import pack
 
     outcome, record = learned(cell, _of_cell(cell, shop))
@@ -115,7 +115,8 @@ def _of_cell(cell: Cell, shop: Workshop) -> Workshop:
 
     config = base_config(cell.seed, cell.setting)
     structure = config.structure.model_copy(update={"keep": cell.keep})
-    return replaced(shop, seed=cell.seed, structure=structure, learning=config.learning, dense=config.dense)
+    distil = DISTIL if cell.taught else 0.0
+    return replaced(shop, seed=cell.seed, structure=structure, learning=config.learning, dense=config.dense, distil=distil)
 
 
 def learned(cell: Cell, shop: Workshop) -> tuple[Outcome, dict[str, Any]]:
@@ -134,8 +135,9 @@ def learned(cell: Cell, shop: Workshop) -> tuple[Outcome, dict[str, Any]]:
         return Outcome(found, read_weights(weights), known["planned"], known["stored"], shop_of(shop, cell.method)), known
     place = accelerator(shop.config.precision, "cpu")
     dense = train_dense(shop, WORK / dense_key(cell.seed, cell.setting), place)
+    teacher = learned(cell.teacher, shop)[0].weights if cell.taught else None
     start = time.monotonic()
-    outcome = obtain(shop, dense, cell.method, folder, place)
+    outcome = obtain(shop, dense, cell.method, folder, place, teacher=teacher)
     known = {
         "plan": outcome.plan is not None,
         "planned": outcome.planned,
@@ -170,6 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default="", help="seeds, with commas between")
     parser.add_argument("--keeps", default="", help="kept fractions, with commas between")
     parser.add_argument("--distilled", action=argparse.BooleanOptionalAction, help="only, or none, of what is distilled")
+    parser.add_argument("--taught", action=argparse.BooleanOptionalAction, help="only, or none, of what is distilled throughout")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(argv)
     from inarch.tools.benchmarks.accuracy_report import write_report
@@ -233,6 +236,7 @@ def _wanted(cell: Cell, args: argparse.Namespace) -> bool:
     settings, methods, kinds, seeds, keeps = ([one for one in text.split(",") if one] for text in wanted)
     return (
         args.distilled in (None, cell.distilled)
+        and args.taught in (None, cell.taught)
         and (not settings or cell.setting in settings)
         and (not methods or cell.method in methods)
         and (not kinds or cell.kind in kinds)

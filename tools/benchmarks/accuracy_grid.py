@@ -17,7 +17,7 @@ STORE = Path("docs/measurements/accuracy")
 WORK = Path("bench-out/accuracy")
 FIRST = "mdetr-tiny/scenes"
 DISTIL = 40.0
-"""Weight of the teacher's outputs in the loss of what is distilled."""
+"""Weight of the teacher's outputs in the loss of what is distilled, in learning and in tuning."""
 
 BASELINES = ("uniform", "prune", "magnitude", "similarity", "rule-layer", "rule-cross", "share", "scratch")
 ABLATIONS = ("importance", "no-alignment", "free", "per-modality", "separate", "cross", "layer", "gates")
@@ -85,6 +85,7 @@ class Cell:
         seed: of weights, batches and noise; the data are the same.
         setting: one of :data:`SETTINGS`.
         distilled: whether the seed's tuned dense model teaches it while it is tuned, as far as :data:`DISTIL` goes.
+        taught: whether the dense model after as many further steps teaches it before that, too.
     """
 
     kind: str
@@ -93,11 +94,12 @@ class Cell:
     seed: int
     setting: str = FIRST
     distilled: bool = False
+    taught: bool = False
 
     @property
     def label(self) -> str:
         """The method, and how it was tuned where that is not as usual."""
-        return f"{self.method}, distilled" if self.distilled else self.method
+        return self.method + (", distilled" if self.distilled else "") + (" throughout" if self.taught else "")
 
     @property
     def teacher(self) -> Cell:
@@ -138,6 +140,10 @@ def grid() -> Iterator[Cell]:
         for seed in range(seeds):
             for method in ("joint", "prune", "uniform"):
                 yield Cell(kind, method, keep, seed, distilled=True)
+    for keep, seeds in ((0.6, 5), (0.5, 3), (0.4, 3), (0.3, 3), (0.65, 3)):
+        for seed in range(seeds):
+            for method in ("joint", "prune", "magnitude", "uniform"):
+                yield Cell("referring", method, keep, seed, distilled=True, taught=True)
     for seed in range(3):
         for name, setting in list(SETTINGS.items())[1:]:
             for kind in setting.tuning:
@@ -167,13 +173,14 @@ def key_of(cell: Cell) -> str:
     about: list[Any] = [_settings(cell), dict(SETTINGS[cell.setting].tuning[cell.kind])]
     if cell.distilled:
         about += [DISTIL, key_of(cell.teacher)]
-    how = "-distilled" if cell.distilled else ""
+    how = ("-distilled" if cell.distilled else "") + ("-taught" if cell.taught else "")
     return f"{_prefix(cell.setting)}{cell.kind}-{cell.method}{how}-{cell.keep:.2f}-{cell.seed}-{_digest(about)}"
 
 
 def method_key(cell: Cell) -> str:
     """The name of what a method gives before it is tuned, which all tasks share."""
-    return f"{_prefix(cell.setting)}{cell.method}-{cell.keep:.2f}-{cell.seed}-{_digest(_settings(cell))}"
+    how = "-taught" if cell.taught else ""
+    return f"{_prefix(cell.setting)}{cell.method}{how}-{cell.keep:.2f}-{cell.seed}-{_digest(_settings(cell))}"
 
 
 def dense_key(seed: int, setting: str = FIRST) -> str:
@@ -192,8 +199,12 @@ def _settings(cell: Cell) -> dict[str, Any]:
     from inarch.learning.methods import LEARNED
 
     settings = base_config(cell.seed, cell.setting).model_dump(mode="json")
+    # Settings that came later: where they are not used, names stay as they were.
     if settings["structure"]["families"] is None:
-        del settings["structure"]["families"]  # a setting that came later: where it is not used, names stay as they were
+        del settings["structure"]["families"]
+    del settings["distil"]
+    if cell.taught:
+        settings["distil"] = DISTIL
     if cell.method in LEARNED:
         settings["structure"] |= LEARNED[cell.method]
     else:

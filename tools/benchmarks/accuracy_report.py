@@ -68,7 +68,8 @@ def table_rows(cells: Cells, about: About) -> list[list[str]]:
     rows = []
     there = {(cell.label, cell.keep) for cell in cells if cell.about == about}
     for method, keep in sorted(there, key=lambda one: (-one[1], not one[0].startswith(OURS), one[0])):
-        ours = Cell("", OURS, keep, 0, distilled=method.endswith("distilled")).label  # like is compared with like
+        _, comma, taught = method.partition(",")
+        ours = OURS + comma + taught  # like is compared with like
         runs = of(cells, method, keep, about)
         mine = list(runs.values())
         kept = _kept(mine)
@@ -132,7 +133,7 @@ def write_report(cells: Cells, folder: Path, name: str = "accuracy") -> None:
         "reach; `before` is what a model is worth before tuning, on what the structure was learned by: recall of phrases, or",
         "accuracy where a task has only questions; in brackets, less what dense is worth after as many steps: what the way to",
         "the structure costs. `distilled` was tuned with the tuned dense model as its teacher, which costs a third more a step;",
-        "there, `ours` is ours distilled.",
+        "`throughout`, the dense model after as many further steps was its teacher before that, too. `ours` is taught alike.",
         f"{len(cells)} cells, {hours:.1f} hours in all without dense pre-training.",
         f"Printed on: {described}.",
         "",
