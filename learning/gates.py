@@ -361,7 +361,7 @@ class GateSpace:
         wish = {spec.key: _by_head(logits[spec.keep], spec, rows) for spec in specs}
         want = {spec.key: _by_head(logits[spec.share], spec, rows) for spec in specs if spec.share is not None}
         step, coarse = self.steps(len(rows), per_head)
-        lengths = self._lengths(coarse, per_head, len(specs))
+        possible = self._lengths(coarse, per_head, len(specs))
         score = wish[first.key].copy()
         for spec in specs[1:]:
             if spec.key in want:
@@ -377,19 +377,21 @@ class GateSpace:
             least = max(shared, max(step, -(-round(self.least * per_head) // step) * step) if spec.key[0] in some else 0)
             return max(_nearest(_mean(wish[spec.key] > 0, rows), step, per_head), least)
 
-        longest = 0
+        lengths = {spec.key: 0 for spec in specs}
         for spec in specs[1:]:
-            length = 0
             if spec.key in want and first.key[0] not in none and spec.key[0] not in none:
                 wanted = _mean((want[spec.key] > 0) & ((wish[spec.key] > 0) | spec.frozen), rows)
-                length = _closest(lengths, wanted)
-            longest = max(longest, length)
-            shared = _prefix(order, rows, length)
+                lengths[spec.key] = _closest(possible, wanted)
+        if any(0 < length < per_head for length in lengths.values()):
+            # Who reads everything has a segment beside the others' prefix, and that is whole steps as theirs are.
+            lengths = {key: min(length, per_head - per_head % coarse) for key, length in lengths.items()}
+        for spec in specs[1:]:
+            shared = _prefix(order, rows, lengths[spec.key])
             ranked = np.argsort(-np.where(shared, np.inf, wish[spec.key]), axis=1, kind="stable")
-            keep[spec.key] = _prefix(ranked, rows, width(spec, length)).reshape(-1)
+            keep[spec.key] = _prefix(ranked, rows, width(spec, lengths[spec.key])).reshape(-1)
             share[spec.key] = shared.reshape(-1)
         # What a reader stores the base has for nothing, so it keeps it.
-        base = _prefix(order, rows, width(first, longest))
+        base = _prefix(order, rows, width(first, max(lengths.values())))
         keep[first.key], share[first.key] = base.reshape(-1), np.zeros(base.size, np.bool_)
 
     def steps(self, heads: int, per_head: int) -> tuple[int, int]:
