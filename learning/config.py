@@ -302,7 +302,7 @@ class TuneConfig(_Settings):
         optimisation: how.
         distil: weight of a teacher's outputs in the loss; 0 for none.
         teacher: folder of a tuning of the dense model for the same; None for the run's own, ``KIND-dense``. What the run was
-            pre-trained for, its dense model knows already.
+            pre-trained for, its dense model knows already; where a teacher was trained further, that one.
         seed: of batches.
     """
 

@@ -129,6 +129,8 @@ def test_a_structure_is_learned_with_a_teacher(folder: Path, taught: Path, shop:
     assert any((learned[0][name] != value).any() for name, value in learned[1].items())
     plan = load_plan(taught / "plan.json")
     assert off_plan(shop.model, model_weights(learned[1]), plan) == []
+    config = TuneConfig(kind="grounding", distil=0.5)
+    assert all(torch.equal(value, teacher[name]) for name, value in runs._teacher(shop, taught, config).items())
 
 
 @pytest.mark.parametrize("stop", [("further", 5), ("learning", 4)])

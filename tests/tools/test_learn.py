@@ -24,7 +24,7 @@ pytest.importorskip("accelerate")
 
 SMALL = ["--model", "small", "--level", "easy", "--steps", "4,6", "--keep", "0.75"]
 SETS = ["data.scenes=60", "data.held_out=8", "data.texts=2", "data.judged=2", "data.images=4", "data.each=2", "dense.warmup=1"]
-OPTIONS = [*SMALL, *(part for setting in SETS for part in ("--set", setting))]
+OPTIONS = [*SMALL, "--distil", "2", *(part for setting in SETS for part in ("--set", setting))]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,6 +52,8 @@ def learned(tmp_path: Path, inarch: Run) -> Path:
 def test_the_whole_way(learned: Path, tmp_path: Path, inarch: Run) -> None:
     config = json.loads((learned / "config.json").read_text())
     assert (config["model"], config["structure"]["keep"], config["data"]["scenes"]) == ("small", 0.75, 60)
+    assert config["distil"] == 2
+    assert (learned / "teacher.safetensors").exists()
     assert (config["dense"]["steps"], config["learning"]["steps"], config["dense"]["warmup"]) == (4, 6, 1)
     assert all((learned / name).stat().st_size for name in ("plan.json", "weights.safetensors", "curves.png", "structure.png"))
 
