@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -113,19 +113,36 @@ def chosen(table: SiteTable, wanted: Mapping[str, Sequence[str]]) -> list[Family
                 raise refuse(name, "is in two families", "a reader has one base, and is none itself")
             taken.add(name)
             if _likeness(known[name]) != _likeness(known[base]):
-                raise refuse(name, f"is not alike {base!r}: units, lengths of vectors or what is frozen differ")
+                hint = "units, lengths of vectors and what is frozen must be equal, and heads that are bound"
+                raise refuse(name, f"is not alike {base!r}", hint)
     return [Family(base, tuple(readers)) for base, readers in wanted.items() if readers]
+
+
+def unbound(table: SiteTable, found: Sequence[Family], axes: Collection[str]) -> list[Family]:
+    """Families without those that would only bind heads to others that differ: where none of these axes is theirs to share.
+
+    Args:
+        table: the model's sites.
+        found: families.
+        axes: names of the axes that may be shared.
+    """
+
+    def worth(family: Family) -> bool:
+        heads = {table[name].heads for name in (family.base, *family.readers)}
+        return len(heads) == 1 or any(axis in axes for axis in unit_axes(table[family.base]))
+
+    return [family for family in found if worth(family)]
 
 
 def _likeness(site: Site) -> object:
     """What must be equal for two sites' units to pair up by their numbers, whatever is pruned of either."""
     spanning = {factor for factors in AXIS_FACTORS.values() for factor in factors}
     carried = tuple(
-        (member.role, tuple((name, size) for name, size in member.factors if name not in spanning))
+        (member.role, member.width, tuple((name, size) for name, size in member.factors if name not in spanning))
         for member in sorted((m for m in site.members.values() if m.is_matrix), key=lambda m: m.role)
     )
     uniform = tuple(in_head_common(site, name) for name in unit_axes(site))
-    free = not site.frozen and not any(uniform) and not any(factors for _, factors in carried)
+    free = not site.frozen and not any(uniform) and not any(factors for _, _, factors in carried)
     sizes = {name: site.axes[name].size for name in unit_axes(site)} if free else site.sizes
     return tuple(sorted(sizes.items())), carried, tuple(sorted(site.frozen)), uniform
 

@@ -384,7 +384,7 @@ class GateSpace:
                 lengths[spec.key] = _closest(possible, wanted)
         if any(0 < length < per_head for length in lengths.values()):
             # Who reads everything has a segment beside the others' prefix, and that is whole steps as theirs are.
-            lengths = {key: min(length, per_head - per_head % coarse) for key, length in lengths.items()}
+            lengths = {key: min(length, per_head - per_head % step) for key, length in lengths.items()}
         for spec in specs[1:]:
             shared = _prefix(order, rows, lengths[spec.key])
             ranked = np.argsort(-np.where(shared, np.inf, wish[spec.key]), axis=1, kind="stable")

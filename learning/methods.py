@@ -24,7 +24,7 @@ from inarch.learning.models.mdetr_config import MdetrConfig
 from inarch.learning.models.registry import Config, build
 from inarch.learning.phases import WeightPhase
 from inarch.learning.rules import share_by_rule
-from inarch.learning.runs import Workshop, replaced, train_further, train_structure
+from inarch.learning.runs import Workshop, replaced, train_further, train_structure, train_teacher
 from inarch.learning.trainer import Progress, run
 from inarch.learning.weights import model_weights, weights_of
 from inarch.structure.errors import InarchError
@@ -95,11 +95,14 @@ def obtain(
         folder: where checkpoints are kept.
         place: processes and device.
         progress: called after every step.
-        teacher: what ``dense`` gives, to distil from by ``distil``; those that start from random weights have none.
+        teacher: weights that the method ``dense`` gives, to distil from by ``distil``; None for those that are trained for it.
+            ``dense`` itself, and what starts from random weights, has no teacher.
 
     Raises:
         InarchError: there is no such method, or its plan cannot be reached.
     """
+    if shop.config.distil and teacher is None and method not in ("dense", "scratch"):
+        teacher = train_teacher(shop, dense, folder, place, progress)
     if method in LEARNED:
         settings = StructureSettings.model_validate(shop.config.structure.model_dump() | dict(LEARNED[method]))
         changed = replaced(shop, structure=settings)

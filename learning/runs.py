@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from inarch.frontends.canonicalize import discover_canonical
 from inarch.learning.config import Data, LearnConfig, TuneConfig
-from inarch.learning.families import chosen, families
+from inarch.learning.families import chosen, families, unbound
 from inarch.learning.folders import (
     CONFIG,
     DENSE,
@@ -168,7 +168,7 @@ def train_dense(shop: Workshop, folder: Path, place: Accelerator, progress: Prog
 
 
 def _once(folder: Path, name: str, place: Accelerator, made: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Weights that are trained once, and then kept in the folder; what they were trained from goes."""
+    """Weights that are trained once, and then kept in the folder in their checkpoint's place."""
     done = folder / name
     there = done.exists()
     place.wait_for_everyone()  # nobody looks after another has written
@@ -179,6 +179,7 @@ def _once(folder: Path, name: str, place: Accelerator, made: Callable[[], dict[s
         keep_weights(state, done)
         (folder / done.stem / CHECKPOINT).unlink(missing_ok=True)
     place.wait_for_everyone()
+    place.free_memory()  # it remembers modules and optimisers that nobody else does
     return state
 
 
@@ -197,7 +198,7 @@ def train_further(
         shop: the run.
         weights: the trainee's.
         plan: held to from the start; None trains the dense model.
-        folder: where its checkpoints are.
+        folder: where its checkpoints are; its name is the phase's.
         place: processes and device.
         progress: called after every step.
         teacher: a dense trainee's weights to distil from, by ``distil``.
@@ -208,7 +209,7 @@ def train_further(
     course, config = shop.pretraining(), shop.config
 
     def phase(module: nn.Module) -> WeightPhase:
-        return WeightPhase("further", module, course, config.learning, place, config.seed)
+        return WeightPhase(folder.name, module, course, config.learning, place, config.seed)
 
     trainee = shop.trainee(course, weights).to(place.device)
     _teach(trainee, teacher, config.distil, shop, course)
@@ -246,6 +247,8 @@ def gate_space(shop: Workshop) -> GateSpace:
         found = chosen(table, structure.families)
     else:
         found = families(table, structure.sharing, structure.block)
+    if structure.filled:
+        found = unbound(table, found, structure.filled)
     return GateSpace(table, found, prune=structure.prune, least=structure.least)
 
 
@@ -401,8 +404,7 @@ def _teacher(shop: Workshop, run_folder: Path, config: TuneConfig) -> dict[str, 
         InarchError: there is none, or the folder that was named holds something else.
     """
     if config.teacher is None and config.kind == shop.world.first:
-        taught = run_folder / TEACHER
-        return read_weights(taught if taught.exists() else run_folder / DENSE)
+        return read_weights(run_folder / (TEACHER if shop.config.distil else DENSE))
     folder = dense_folder(run_folder, config.kind) if config.teacher is None else Path(config.teacher)
     hint = f"inarch tune {run_folder} --task {config.kind} --dense makes one"
     try:
@@ -496,8 +498,3 @@ def judge(
 def replaced(shop: Workshop, **changes: Any) -> Workshop:
     """The same workshop for another configuration of structure, budget or seed: sites and data stay."""
     return replace(shop, config=shop.config.model_copy(update=changes))
-
-
-def use_threads(count: int) -> None:
-    """Let torch use so many threads; for callers that do not import it."""
-    torch.set_num_threads(count)

@@ -231,6 +231,11 @@ def _board(folder: Path, start: int) -> Any:
         return SummaryWriter(str(folder), purge_step=start)
 
 
+def use_threads(count: int) -> None:
+    """Let torch use so many threads; for callers that do not import it."""
+    torch.set_num_threads(count)
+
+
 def read_log(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     """A log: name -> steps and values.
 

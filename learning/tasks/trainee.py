@@ -23,7 +23,7 @@ class Trainee(nn.Module, ABC):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self._teachers: list[tuple[Trainee, float]] = []  # in a list, it is no part of this module
+        self._teacher: tuple[Trainee, float] | None = None  # in a tuple, it is no part of this module
 
     def taught_by(self, teacher: Trainee, weight: float) -> Self:
         """Learn from a teacher too, which stands still: from now on there is one more loss, ``distil``.
@@ -35,7 +35,7 @@ class Trainee(nn.Module, ABC):
             teacher: another of the same model, trained already, on the same device.
             weight: of the loss.
         """
-        self._teachers = [(teacher.eval().requires_grad_(False), weight)]
+        self._teacher = (teacher.eval().requires_grad_(False), weight)
         return self
 
     def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -76,7 +76,8 @@ class Trainee(nn.Module, ABC):
         """A pass and its losses."""
         passed = self.through(batch)
         losses = self.losses(passed, batch)
-        for teacher, weight in self._teachers:
+        if self._teacher is not None:
+            teacher, weight = self._teacher
             with torch.no_grad():
                 theirs = teacher.outputs(teacher.through(batch))
             with torch.autocast(batch["image"].device.type, enabled=False):

@@ -36,10 +36,11 @@ def phases(shop: Workshop) -> list[LearnPhase | WeightPhase]:
 def whole_run(shop: Workshop, folder: Path) -> dict[str, float]:
     """Learning and tuning, one after the other in one process, with a main process that writes slowly."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "workshop", lambda config: shop)
+        taught = replaced(shop, distil=2.0)
+        patch.setattr(runs, "workshop", lambda config: taught)
         if accelerator("no", "cpu").is_main_process:
             patch.setattr(runs, "keep_weights", slowly(keep_weights))
-        runs.learn(shop.config, folder, device="cpu")
+        runs.learn(taught.config, folder, device="cpu")
         found = runs.tune(
             folder, TuneConfig(kind="grounding", optimisation=shop.config.dense, distil=1.0), folder / "tuned", device="cpu"
         )

@@ -181,12 +181,12 @@ def odd_ones() -> SiteTable:
     return table_of(sites)
 
 
-def splits(width: int, text: int, vision: int, layers: int = 3) -> SiteTable:
-    """Two towers with so many heads of one width in all; the images' have tables over theirs."""
+def splits(width: int, text: int, vision: int, layers: int = 3, table: int = 9) -> SiteTable:
+    """Two towers with so many heads of one width in all; the images' have tables of so many rows over theirs."""
     return table_of(
         [
             *(msa(f"text.layer.{n}.attn", width, text, width // text) for n in range(layers)),
-            *(msa(f"vision.layer.{n}.attn", width, vision, width // vision, packed=True, table=9) for n in range(layers)),
+            *(msa(f"vision.layer.{n}.attn", width, vision, width // vision, packed=True, table=table) for n in range(layers)),
             *(ffn(f"text.layer.{n}.ffn", width, 64) for n in range(2)),
         ]
     )

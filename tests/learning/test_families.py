@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inarch.learning.families import Family, Sharing, chosen, families, modality, usable
+from inarch.learning.families import Family, Sharing, chosen, families, modality, unbound, usable
 from inarch.learning.gates import GateSpace
 from inarch.structure.demand import unit_axes
 from inarch.structure.errors import InarchError
@@ -73,6 +73,7 @@ def test_families_can_be_chosen() -> None:
     [
         ("mdetr", {f"{TEXT}.0.fn": [f"{TEXT}.1.ffn"]}, "is no site of this model", f"did you mean '{TEXT}.0.ffn'"),
         ("mdetr", {f"{TEXT}.0.ffn": [f"{TEXT}.1.attention"]}, "is not alike", None),
+        ("narrow", {f"{TEXT}.0.ffn": [f"{ENCODER}.0.ffn"]}, "is not alike", "lengths of vectors"),
         ("mdetr", {f"{TEXT}.0.ffn": [f"{TEXT}.0.ffn"]}, "is in two families", "none itself"),
         ("mdetr", {f"{TEXT}.0.ffn": [f"{TEXT}.1.ffn"], f"{TEXT}.1.ffn": [f"{TEXT}.2.ffn"]}, "is in two families", "none itself"),
         ("mdetr", {f"{TEXT}.0.ffn": [f"{TEXT}.2.ffn"], f"{TEXT}.1.ffn": [f"{TEXT}.2.ffn"]}, "is in two families", "one base"),
@@ -111,6 +112,18 @@ def test_heads_may_differ_where_they_are_free() -> None:
             text = [msa(f"text.layer.{n}.attn", 96, 4, 24, **bound) for n in range(2)]
             vision = [msa(f"vision.layer.{n}.attn", 96, heads, 96 // heads, **bound) for n in range(2)]
             assert bool(kinds(table_of([*text, *vision]), "cross", 2)) is together, bound
+
+
+def test_heads_that_differ_are_bound_only_for_what_is_shared() -> None:
+    for vision, kept in ((6, ("qk",)), (4, ("qk", "hidden"))):
+        table = splits(96, 4, vision)
+        found = families(table, "joint", 2)
+        attention = [family for family in found if family.base.endswith("attn")]
+        assert attention
+        for axes in (("hidden",), ("hidden", "qk")):
+            left = unbound(table, found, axes)
+            assert [one for one in left if one in attention] == (attention if axes[-1] in kept else [])
+            assert [one for one in left if one not in attention] == [one for one in found if one not in attention]
 
 
 def test_across_a_vision_layer_reads_the_text_layer_at_its_depth_alone() -> None:

@@ -255,6 +255,22 @@ def test_a_head_that_lives_keeps_a_unit_of_every_axis() -> None:
     assert not any(hard.keep[other, axis].any() for axis in ("qk", "vo", "vo2"))
 
 
+@pytest.mark.parametrize(("hidden", "all_read"), [(72, 64), (80, 80), (64, 64)])
+def test_who_reads_all_beside_a_prefix_reads_whole_steps(hidden: int, all_read: int) -> None:
+    """80 = 32 + 48, which is stored as planned; of 72 = 32 + 40 eight units would be stored twice."""
+    one = table_of([ffn(f"text.layer.{n}.ffn", 24, hidden) for n in range(3)])
+    gates = GateSpace(one, [Family("text.layer.0.ffn", ("text.layer.1.ffn", "text.layer.2.ffn"))])
+    logits = gates.offsets(3, 3, 3)
+    for number, count in ((1, hidden), (2, 32)):
+        share = gates.axes[f"text.layer.{number}.ffn", "hidden"].share
+        assert share is not None
+        logits[share][:count] = 1
+    made = gates.gates(logits)
+    assert [int(made.hard.share[f"text.layer.{n}.ffn", "hidden"].sum()) for n in (1, 2)] == [all_read, 32]
+    lowered = lower(one, resolve(plan_of(gates, made.hard), one))
+    assert lowered.stored == lowered.planned == float(gates.count(made))
+
+
 def test_heads_go_from_a_whole_family() -> None:
     gates = space("mdetr")
     logits = gates.offsets(3, 3, 3)

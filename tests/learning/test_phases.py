@@ -172,17 +172,19 @@ def test_matching_changes_no_output_and_brings_readers_nearer(shop: Workshop, sh
         assert tiny.differing(_rows(units, family.base, parameters), _rows(units, family.base, old)) == []
 
 
+@pytest.mark.parametrize("bound", [True, False])
 @pytest.mark.parametrize(("text", "vision"), [(2, 8), (8, 2), (4, 6)])
-def test_matching_finds_the_base_again_whatever_the_heads(text: int, vision: int) -> None:
-    """A reader that is its base with the units of its own heads moved about comes back in its base's order."""
-    table = splits(96, text, vision, layers=1)
+def test_matching_finds_the_base_again_whatever_the_heads(text: int, vision: int, bound: bool) -> None:
+    """A reader that is its base with units inside its own heads moved about, and heads if they may, comes back in its order."""
+    table = splits(96, text, vision, layers=1, table=9 if bound else 0)
     module = bare(table)
     units, parameters = UnitRows(table, module), parameters_of(module)
     (family,) = families(table, "cross", 1)
     rng = np.random.default_rng(0)
     pairs = [((family.base, name), (family.readers[0], name)) for name in ("qk", "vo")]
+    heads = np.arange(vision) if bound else rng.permutation(vision)
     for base, reader in pairs:
-        order = np.arange(96).reshape(vision, -1)
+        order = np.arange(96).reshape(vision, -1)[heads]
         units.store(reader, units.read(base, parameters)[torch.from_numpy(rng.permuted(order, axis=1).reshape(-1))], parameters)
         assert not torch.equal(units.read(reader, parameters), units.read(base, parameters))
     match([family], units, parameters)

@@ -14,7 +14,7 @@ from scipy import stats
 
 from inarch.runtime.session import Session
 from inarch.structure.plan import load_plan
-from inarch.tools.benchmarks.accuracy_grid import FIRST, STORE, Cell, grid, stored
+from inarch.tools.benchmarks.accuracy_grid import FIRST, STORE, Cell, grid, key_of, method_key, stored
 from inarch.tools.benchmarks.accuracy_report import compare, pack, table_rows, unpack, write_report
 
 from tests.tools.conftest import Run
@@ -334,6 +334,15 @@ def test_scores_are_packed_and_unpacked() -> None:
     assert unpack(pack(right), 77).tolist() == right.tolist()
     assert len(pack(right)) < len(pack(scores)) / 6
     np.testing.assert_allclose(unpack(pack(scores), 77), scores, atol=0.5 / 255)
+
+
+def test_a_teacher_is_in_a_cells_names() -> None:
+    plain = Cell("referring", "joint", 0.6, 0)
+    tuned, taught = replace(plain, distilled=True), replace(plain, distilled=True, taught=True)
+    assert [one.label for one in (plain, tuned, taught)] == ["joint", "joint, distilled", "joint, distilled throughout"]
+    assert len({key_of(one) for one in (plain, tuned, taught)}) == 3
+    assert method_key(plain) == method_key(tuned) != method_key(taught), "tuning is all that differs at first"
+    assert method_key(taught.teacher) == method_key(plain.teacher)
 
 
 def test_every_cell_that_is_kept_is_in_the_grid() -> None:

@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fill(args: argparse.Namespace) -> int:
     """Compute what is wanted and not there; returns how many cells could not be computed, each of which is said."""
-    from inarch.learning.runs import use_threads
+    from inarch.learning.trainer import use_threads
 
     use_threads(args.threads)
     begun = time.monotonic()

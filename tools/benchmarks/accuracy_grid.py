@@ -85,7 +85,7 @@ class Cell:
         seed: of weights, batches and noise; the data are the same.
         setting: one of :data:`SETTINGS`.
         distilled: whether the seed's tuned dense model teaches it while it is tuned, as far as :data:`DISTIL` goes.
-        taught: whether the dense model after as many further steps teaches it before that, too.
+        taught: whether the dense model after as many further steps teaches it before that, too; only of what is distilled.
     """
 
     kind: str
@@ -99,7 +99,12 @@ class Cell:
     @property
     def label(self) -> str:
         """The method, and how it was tuned where that is not as usual."""
-        return self.method + (", distilled" if self.distilled else "") + (" throughout" if self.taught else "")
+        return self.method + self.how
+
+    @property
+    def how(self) -> str:
+        """Whether, and for how long, it had a teacher; nothing where it had none."""
+        return ", distilled throughout" if self.taught else ", distilled" if self.distilled else ""
 
     @property
     def teacher(self) -> Cell:

@@ -37,6 +37,10 @@ def unpack(text: str, count: int) -> npt.NDArray[np.float64]:
     return np.unpackbits(found, count=count).astype(np.float64)
 
 
+LINES = {"": "-", ", distilled": "--", ", distilled throughout": ":"}
+"""How a line is drawn, by how long what it shows had a teacher."""
+
+
 def of(cells: Cells, label: str, keep: float, about: About) -> dict[int, Mapping[str, Any]]:
     """Seed -> what a method did on a task."""
     return {cell.seed: data for cell, data in cells.items() if (cell.about, cell.label, cell.keep) == (about, label, keep)}
@@ -120,7 +124,9 @@ def write_report(cells: Cells, folder: Path, name: str = "accuracy") -> None:
         render.say("no cell is stored yet")
         return
     there = list(dict.fromkeys(cell.about for cell in cells))
-    methods = {(cell.setting, cell.method, cell.keep, cell.seed): data["learning_seconds"] for cell, data in cells.items()}
+    methods = {
+        (cell.setting, cell.method, cell.taught, cell.keep, cell.seed): data["learning_seconds"] for cell, data in cells.items()
+    }
     hours = (sum(data["seconds"] for data in cells.values()) + sum(methods.values())) / 3600
     described = ", ".join(f"{key} {value}" for key, value in machine.describe().items() if key != "load_before")
     lines = [
@@ -166,11 +172,13 @@ def draw(cells: Cells, there: Sequence[About], out: Path) -> bool:
     high = -(-len(there) // wide)
     figure = Figure(figsize=(5.2 * wide, 3.8 * high), layout="constrained")
     spectrum = colormaps["tab20"]
-    colours = {label: spectrum(number % 20) for number, label in enumerate(sorted({cell.label for cell in cells}))}
+    colours = {method: spectrum(number % 20) for number, method in enumerate(sorted({cell.method for cell in cells}))}
+    looks = {cell.label: (colours[cell.method], LINES[cell.how]) for cell in cells}
     panels = list(figure.subplots(high, wide, squeeze=False).flat)
     for panel, about in zip(panels, there, strict=False):
         mine = [cell for cell in cells if cell.about == about]
         for method in sorted({cell.label for cell in mine}, key=lambda one: (not one.startswith(OURS), one)):
+            colour, line = looks[method]
             keeps = sorted({cell.keep for cell in mine if cell.label == method})
             found = [(keep, compare(cells, ("dense", 1.0), (method, keep), about)) for keep in keeps]
             there_too = [(keep, 100 * paired.difference) for keep, paired in found if paired is not None]
@@ -179,7 +187,7 @@ def draw(cells: Cells, there: Sequence[About], out: Path) -> bool:
             kept = [100 * _kept(list(of(cells, method, keep, about).values())) for keep, _ in there_too]
             style = {"linewidth": 2.2, "zorder": 3} if method.startswith(OURS) else {"linewidth": 1.0, "alpha": 0.8}
             points = [value for _, value in there_too]
-            panel.plot(kept, points, marker="o", markersize=4, label=method, color=colours[method], **style)
+            panel.plot(kept, points, marker="o", markersize=4, label=method, color=colour, linestyle=line, **style)
         panel.axhline(0, color="black", linewidth=0.8, label="dense")
         panel.set(title=", ".join(about), xlim=(15, 100), ylabel="points above dense, same seeds")
         panel.set_xlabel("stored parameters, % of the whole model")
