@@ -31,7 +31,7 @@ from inarch.learning.tasks.glip_boxes import to_pixels
 from inarch.learning.tasks.glip_targets import encode
 from inarch.learning.tasks.glip_trainee import GlipTrainee, start_boxes
 from inarch.learning.tasks.scenes.detection import DetectionTask
-from inarch.learning.trainer import accelerator
+from inarch.learning.trainer import accelerator, read_log
 from inarch.learning.weights import model_weights, read_weights
 from inarch.runtime.accuracy import Arrays, evaluate
 from inarch.structure.errors import InarchError
@@ -46,13 +46,14 @@ BRIEF = Optimisation(steps=3, warmup=1, rate=1e-3)
 @pytest.fixture(scope="module")
 def folder(glip_shop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("glip") / "run"
-    learn(tiny.config(model="small-glip", structure={"keep": 0.8}), made, device="cpu")
+    learn(tiny.config(model="small-glip", distil=1.0, structure={"keep": 0.8}), made, device="cpu")
     return made
 
 
 def test_a_structure_is_learned(folder: Path, glip_shop: Workshop) -> None:
     recorded = json.loads((folder / "config.json").read_text())
     assert recorded["data"]["side"] == glip_shop.world.side == 64, "what nobody asked for suits a GLIP"
+    assert max(read_log(folder / "learning" / "log.csv")["distil"][1]) > 0, "its teacher has been trained further"
     assert recorded["dense"]["rate"] == 1e-3
     plan, weights = load_plan(folder / "plan.json"), model_weights(read_weights(folder / "weights.safetensors"))
     assert off_plan(glip_shop.model, parameters(weights), plan) == []
