@@ -170,9 +170,10 @@ def draw(cells: Cells, there: Sequence[About], out: Path) -> bool:
         return False
     wide = min(len(there), 2)
     high = -(-len(there) // wide)
-    figure = Figure(figsize=(5.2 * wide, 3.8 * high), layout="constrained")
-    spectrum = colormaps["tab20"]
-    colours = {method: spectrum(number % 20) for number, method in enumerate(sorted({cell.method for cell in cells}))}
+    figure = Figure(figsize=(7.0 * wide, 3.8 * high), layout="constrained")
+    spectrum = [*range(0, 20, 2), *range(1, 20, 2)]  # the strong ones first
+    methods = sorted({cell.method for cell in cells}, key=lambda one: (one != OURS, one))
+    colours = {method: colormaps["tab20"](spectrum[number % 20]) for number, method in enumerate(methods)}
     looks = {cell.label: (colours[cell.method], LINES[cell.how]) for cell in cells}
     panels = list(figure.subplots(high, wide, squeeze=False).flat)
     for panel, about in zip(panels, there, strict=False):
@@ -191,7 +192,9 @@ def draw(cells: Cells, there: Sequence[About], out: Path) -> bool:
         panel.axhline(0, color="black", linewidth=0.8, label="dense")
         panel.set(title=", ".join(about), xlim=(15, 100), ylabel="points above dense, same seeds")
         panel.set_xlabel("stored parameters, % of the whole model")
-        panel.legend(frameon=False, fontsize=7)
+        low, top = panel.get_ylim()
+        panel.set_ylim(min(low, -1.0), max(top, 0.5))  # no panel makes much of a tenth of a point
+        panel.legend(frameon=False, fontsize=7, handlelength=3, loc="upper left", bbox_to_anchor=(1, 1))
     for panel in panels[len(there) :]:
         panel.set_axis_off()
     figure.savefig(out, dpi=110)
