@@ -41,12 +41,9 @@ def written(path: Path, document: object) -> Path:
 
 def test_the_configuration_of_an_old_run_can_be_read(tmp_path: Path) -> None:
     found = read_config(written(tmp_path / "config.json", OF_AN_OLD_RUN)).model_dump(mode="json")
-    assert found.keys() == OF_AN_OLD_RUN.keys()
-    assert found["data"] == OF_AN_OLD_RUN["data"]
-    assert found["structure"] == found["structure"] | OF_AN_OLD_RUN["structure"]
-    assert {name: value for name, value in found.items() if name != "structure"} == {
-        name: value for name, value in OF_AN_OLD_RUN.items() if name != "structure"
-    }
+    assert found.pop("distil") == 0.0, "what came later is as it was before there was such a thing"
+    assert found.pop("structure").items() >= OF_AN_OLD_RUN["structure"].items()
+    assert found == {name: value for name, value in OF_AN_OLD_RUN.items() if name != "structure"}
 
 
 @pytest.mark.parametrize("task", ["scenes", "sprites"])
