@@ -294,13 +294,11 @@ def train_structure(
         folder: where checkpoints are.
         place: processes and device.
         progress: called after every step.
-        teacher: a dense trainee's weights; None for those that :func:`train_teacher` makes, if ``distil`` asks for it.
+        teacher: a dense trainee's weights to distil from, by ``distil``; see :func:`train_teacher`.
 
     Returns:
         The structure with its plan, and the trainee's weights, which hold to it.
     """
-    if shop.config.distil and teacher is None:
-        teacher = train_teacher(shop, weights, folder, place, progress)
     phase = learn_phase(shop, weights, place, teacher)
     run(phase, folder / "learning", main=place.is_main_process, progress=progress)
     return phase.harden(), weights_of(phase.trainee)
@@ -332,7 +330,8 @@ def learn(config: LearnConfig, folder: Path, *, device: str | None = None, progr
     _check(shop, place)
     claim(document, folder, place)
     dense = train_dense(shop, folder, place, progress)
-    hardened, weights = train_structure(shop, dense, folder, place, progress)
+    teacher = train_teacher(shop, dense, folder, place, progress) if config.distil else None
+    hardened, weights = train_structure(shop, dense, folder, place, progress, teacher)
     if place.is_main_process:
         keep_weights(weights, folder / WEIGHTS)
         save_plan(hardened.plan, folder / PLAN)
