@@ -83,15 +83,17 @@ def families(table: SiteTable, sharing: Sharing = "joint", block: int = 2) -> li
     return sorted(result, key=lambda family: order[family.base])
 
 
-def chosen(table: SiteTable, wanted: Mapping[str, Sequence[str]]) -> list[Family]:
+def chosen(table: SiteTable, wanted: Mapping[str, Sequence[str]], axes: Collection[str] = ()) -> list[Family]:
     """Families as somebody wants them.
 
     Args:
         table: the model's sites.
         wanted: base -> those that may read from it, by the names of their sites.
+        axes: names of the axes whose slots are filled; none where there are gates of sharing.
 
     Raises:
-        InarchError: there is no such site, or its weights are tied, or a reader is unlike its base, or has two, or is one itself.
+        InarchError: there is no such site, or its weights are tied, or a reader is unlike its base, or has two, or is one itself,
+            or nothing of a family is filled.
     """
     known, free = {site.name: site for site in table.sites}, {site.name for site in usable(table)}
     taken: set[str] = set()
@@ -115,6 +117,9 @@ def chosen(table: SiteTable, wanted: Mapping[str, Sequence[str]]) -> list[Family
             if _likeness(known[name]) != _likeness(known[base]):
                 hint = "units, lengths of vectors and what is frozen must be equal, and heads that are bound"
                 raise refuse(name, f"is not alike {base!r}", hint)
+        if readers and axes and not _has(known[base], axes):
+            hint = "set structure.fill to all, or to none for gates of sharing"
+            raise refuse(base, f"would share nothing: what is filled is {', '.join(axes)}", hint)
     return [Family(base, tuple(readers)) for base, readers in wanted.items() if readers]
 
 
@@ -124,14 +129,18 @@ def unbound(table: SiteTable, found: Sequence[Family], axes: Collection[str]) ->
     Args:
         table: the model's sites.
         found: families.
-        axes: names of the axes that may be shared.
+        axes: names of the axes whose slots are filled; none where there are gates of sharing, for every axis.
     """
 
     def worth(family: Family) -> bool:
         heads = {table[name].heads for name in (family.base, *family.readers)}
-        return len(heads) == 1 or any(axis in axes for axis in unit_axes(table[family.base]))
+        return not axes or len(heads) == 1 or _has(table[family.base], axes)
 
     return [family for family in found if worth(family)]
+
+
+def _has(site: Site, axes: Collection[str]) -> bool:
+    return any(axis in axes for axis in unit_axes(site))
 
 
 def _likeness(site: Site) -> object:

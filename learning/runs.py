@@ -241,14 +241,16 @@ def _trained(
 
 
 def gate_space(shop: Workshop) -> GateSpace:
-    """The gates that the run's settings allow."""
+    """The gates that the run's settings allow.
+
+    Raises:
+        InarchError: families are asked for that cannot be.
+    """
     structure, table = shop.config.structure, shop.table
     if structure.families is not None and structure.sharing != "none":
-        found = chosen(table, structure.families)
+        found = chosen(table, structure.families, structure.filled)
     else:
-        found = families(table, structure.sharing, structure.block)
-    if structure.filled:
-        found = unbound(table, found, structure.filled)
+        found = unbound(table, families(table, structure.sharing, structure.block), structure.filled)
     return GateSpace(table, found, prune=structure.prune, least=structure.least)
 
 

@@ -208,6 +208,16 @@ def test_families_that_are_named(shop: Workshop) -> None:
         assert tuple(name for family in space.families for name in family.readers) == readers
 
 
+def test_families_that_are_named_and_would_share_nothing(shop: Workshop) -> None:
+    text, vision = "transformer.text_encoder.encoder.layer.0.attention", "backbone.0.body.layers.0.attn"
+    structure = shop.config.structure.model_copy(update={"families": {text: (vision,)}})
+    for fill in ("all", "none"):
+        space = gate_space(replaced(shop, structure=structure.model_copy(update={"fill": fill})))
+        assert [family.readers for family in space.families] == [(vision,)]
+    with pytest.raises(InarchError, match=rf"structure\.families: '{text}' would share nothing: what is filled is hidden"):
+        gate_space(replaced(shop, structure=structure))
+
+
 def test_a_tuning_is_no_run(folder: Path, tmp_path: Path) -> None:
     tune(folder, TuneConfig(kind="grounding", optimisation=BRIEF), tmp_path, device="cpu")
     with pytest.raises(InarchError, match="what inarch tune made of a run"):
