@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from inarch.learning.families import Sharing
 from inarch.learning.hypernetwork import Kind
@@ -149,39 +150,61 @@ STRUCTURE_PART = 0.1
 """Share of the images that the structure is learned on; the others are the weights'."""
 
 
+def weights_part(images: int, batch: int) -> int:
+    """How many of the images, from the first on, the weights learn from; the others are the structure's.
+
+    Args:
+        images: that there are.
+        batch: images of a batch, each of which is in it once.
+
+    Raises:
+        ValueError: one of the two parts does not fill a batch.
+    """
+    edge = int(images * (1 - STRUCTURE_PART))
+    if batch > min(edge, images - edge):
+        least = int(batch / STRUCTURE_PART + 0.999)
+        raise ValueError(
+            f"{images} images leave {images - edge} to learn the structure on, a batch has {batch}; at least {least} are needed"
+        )
+    return edge
+
+
 class DataSettings(_Settings):
     """What every task's data have.
 
     Attributes:
         task: which.
-        scenes: images to train on.
-        held_out: images that are judged on.
         images, each: images a batch, texts of each.
     """
 
     task: str
-    scenes: Count = 12000
-    held_out: Count = 2500
     images: Count = 16
     each: Count = 4
+
+
+class CountedSettings(DataSettings):
+    """Data of which there is as much as is asked for.
+
+    Attributes:
+        scenes: images to train on.
+        held_out: images that are judged on.
+    """
+
+    scenes: Count = 12000
+    held_out: Count = 2500
 
     @property
     def edge(self) -> int:
         """Images before this one are the weights', the others the structure's."""
-        return int(self.scenes * (1 - STRUCTURE_PART))
+        return weights_part(self.scenes, self.images)
 
     @model_validator(mode="after")
     def _fill_a_batch(self) -> Self:
-        if self.images > min(self.edge, self.scenes - self.edge):
-            least = int(self.images / STRUCTURE_PART + 0.999)
-            raise ValueError(
-                f"{self.scenes} scenes leave {self.scenes - self.edge} to learn the structure on, a batch has {self.images}; "
-                f"at least {least} are needed"
-            )
+        weights_part(self.scenes, self.images)
         return self
 
 
-class DrawnSettings(DataSettings):
+class DrawnSettings(CountedSettings):
     """Generated images.
 
     Attributes:
@@ -220,7 +243,7 @@ class SpritesSettings(DrawnSettings):
     side: Count = 64
 
 
-class EasyVqaSettings(DataSettings):
+class EasyVqaSettings(CountedSettings):
     """easy-VQA; see :mod:`inarch.learning.tasks.easy_vqa`. All that there is, unless less is asked for."""
 
     task: Literal["easy-vqa"] = "easy-vqa"
@@ -228,7 +251,55 @@ class EasyVqaSettings(DataSettings):
     held_out: Annotated[int, Field(ge=1, le=1000)] = 1000
 
 
-TASKS = ("scenes", "sprites", "easy-vqa")
+FilePath = Annotated[str, Field(min_length=1), AfterValidator(os.path.abspath)]
+"""Of a file or a folder; absolute in the run's folder, so that the run can go on from anywhere."""
+
+
+class FilesSettings(DataSettings):
+    """Annotations of one's own in COCO's format; see :mod:`inarch.learning.tasks.coco_world`.
+
+    Attributes:
+        train, held_out: files of annotations, to train on and to be judged on.
+        folder: of the images.
+        tokenizer: the model's ``tokenizer.json``.
+        short, longest: the length that an image's short side is given, unless the long side became longer than this.
+    """
+
+    train: FilePath
+    held_out: FilePath
+    folder: FilePath
+    tokenizer: FilePath
+    short: Count = 800
+    longest: Count = 1333
+    images: Count = 4
+    each: Count = 2
+
+
+class RefcocoSettings(FilesSettings):
+    """Referring expressions, in the form of MDETR's ``finetune_refcoco_train.json``."""
+
+    task: Literal["refcoco"] = "refcoco"
+
+
+class GqaSettings(FilesSettings):
+    """Questions, in the form of MDETR's ``finetune_gqa_train_balanced.json``.
+
+    Attributes:
+        answers: the vocabulary of each type, as ``gqa_answer2id_by_type.json``.
+    """
+
+    task: Literal["gqa"] = "gqa"
+    answers: FilePath
+
+
+class CocoSettings(FilesSettings):
+    """Objects to detect, in the form of COCO's ``instances_train2017.json``. All images have one text."""
+
+    task: Literal["coco"] = "coco"
+    each: Literal[1] = 1
+
+
+TASKS = ("scenes", "sprites", "easy-vqa", "refcoco", "gqa", "coco")
 
 
 def _task_of(data: Any) -> Any:
@@ -239,7 +310,10 @@ def _task_of(data: Any) -> Any:
 Data = Annotated[
     Annotated[ScenesSettings, Tag("scenes")]
     | Annotated[SpritesSettings, Tag("sprites")]
-    | Annotated[EasyVqaSettings, Tag("easy-vqa")],
+    | Annotated[EasyVqaSettings, Tag("easy-vqa")]
+    | Annotated[RefcocoSettings, Tag("refcoco")]
+    | Annotated[GqaSettings, Tag("gqa")]
+    | Annotated[CocoSettings, Tag("coco")],
     Discriminator(
         _task_of, custom_error_type="task", custom_error_message=f"there is no such task; there are {', '.join(TASKS)}"
     ),
@@ -280,7 +354,8 @@ class LearnConfig(_Settings):
         if not isinstance(values, Mapping):
             return values
         wanted = preferences(values.get("model", cls.model_fields["model"].default))
-        return _filled(values, wanted if _task_of(values.get("data", {})) in ("scenes", "sprites") else {})
+        drawn = _task_of(values.get("data", {})) in ("scenes", "sprites")
+        return _filled(values, wanted if drawn else {name: of for name, of in wanted.items() if name != "data"})
 
 
 def preferences(model: str) -> dict[str, dict[str, Any]]:
@@ -288,9 +363,26 @@ def preferences(model: str) -> dict[str, dict[str, Any]]:
 
     GLIP's coarsest map has a cell every 32 pixels or more, and at MDETR's rate its training is unsteady.
     """
-    if isinstance(registry.PRESETS.get(model), GlipConfig):
-        return {"data": {"side": 64}, "dense": {"rate": 1e-3}}
-    return {}
+    glip = isinstance(registry.PRESETS.get(model), GlipConfig)
+    wanted: dict[str, dict[str, Any]] = {"data": {"side": 64}, "dense": {"rate": 1e-3}} if glip else {}
+    return wanted | {name: {"rate": _FULL_RATE} for name in ("dense", "learning") if is_full(model)}
+
+
+def is_full(model: str) -> bool:
+    """Whether a preset is of full size: not trained from nothing here, but from released weights, which high rates would undo."""
+    config = registry.PRESETS.get(model)
+    return config is not None and config.text.width >= _FULL
+
+
+_FULL = 384
+"""Width of a text encoder from which on a model is one of full size."""
+_FULL_RATE = 5e-5
+"""What MDETR's authors trained its text encoder with (published); its other parts and GLIP got 1e-5 to 1e-4."""
+
+
+def tuning_changes(model: str) -> dict[str, Any]:
+    """What of a :class:`TuneConfig` depends on the run's model, by dotted names."""
+    return {"optimisation.rate": _FULL_RATE} if is_full(model) else {}
 
 
 class TuneConfig(_Settings):
@@ -384,6 +476,8 @@ def refusal(error: ValidationError, source: str) -> InarchError:
     task = place.pop(1) if place[:1] == ["data"] and len(place) > 1 and place[1] in TASKS else None
     if first["type"] == "extra_forbidden":
         message = f"{_UNKNOWN} of {task}" if task else _UNKNOWN
+    elif first["type"] == "missing":
+        message = f"is missing: {task} needs it" if task else "is missing"
     name = ".".join(str(part) for part in place)
     return InarchError(message, where=f"{source}: {name}" if name else source)
 

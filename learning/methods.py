@@ -24,9 +24,10 @@ from inarch.learning.models.mdetr_config import MdetrConfig
 from inarch.learning.models.registry import Config, build
 from inarch.learning.phases import WeightPhase
 from inarch.learning.rules import share_by_rule
-from inarch.learning.runs import Workshop, replaced, train_further, train_structure, train_teacher
+from inarch.learning.runs import train_further, train_structure, train_teacher
 from inarch.learning.trainer import Progress, run
 from inarch.learning.weights import model_weights, weights_of
+from inarch.learning.workshop import Workshop, replaced
 from inarch.structure.errors import InarchError
 from inarch.structure.lowering import lower
 from inarch.structure.plan import Plan

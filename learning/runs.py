@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import onnx_ir
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from inarch.frontends.canonicalize import discover_canonical
-from inarch.learning.config import Data, LearnConfig, TuneConfig
-from inarch.learning.families import chosen, families, unbound
+from inarch.learning.config import LearnConfig, TuneConfig
 from inarch.learning.folders import (
     CONFIG,
     DENSE,
@@ -30,117 +25,22 @@ from inarch.learning.folders import (
     refuse_another,
     write,
 )
-from inarch.learning.gates import GateSpace
 from inarch.learning.harden import Hardened, refuse_unreachable
 from inarch.learning.matching import match
 from inarch.learning.models.examples import run_eager
 from inarch.learning.models.export import export_model
-from inarch.learning.models.glip import Glip
-from inarch.learning.models.registry import Config, build, preset
-from inarch.learning.models.registry import Model as Network
 from inarch.learning.phases import LearnPhase, WeightPhase
 from inarch.learning.structured import Structured
 from inarch.learning.tasks.aims import Aim
 from inarch.learning.tasks.courses import Course, share_of
-from inarch.learning.tasks.glip_trainee import start_boxes
 from inarch.learning.tasks.trainee import Trainee
-from inarch.learning.tasks.worlds import World, open_world
 from inarch.learning.trainer import CHECKPOINT, Progress, accelerator, run
 from inarch.learning.unit_rows import UnitRows
-from inarch.learning.weights import keep_weights, load_weights, model_weights, read_weights, weights_of
-from inarch.runtime.accuracy import Arrays, Evaluation, Model, Task, evaluate
+from inarch.learning.weights import keep_weights, model_weights, read_weights, weights_of
+from inarch.learning.workshop import Workshop, gate_space, workshop
+from inarch.runtime.accuracy import Arrays, Evaluation, Model, evaluate
 from inarch.structure.errors import InarchError
 from inarch.structure.plan import Plan, load_plan, save_plan
-from inarch.structure.sites import SiteTable
-
-
-@dataclass(frozen=True, eq=False)
-class Workshop:
-    """A model, its sites and its data: what every stage of a run needs.
-
-    Attributes:
-        config: of the run.
-        model: the model's configuration, fitted to the data.
-        world: the data.
-        table: the model's sites.
-    """
-
-    config: LearnConfig
-    model: Config
-    world: World
-    table: SiteTable
-
-    def pretraining(self) -> Course:
-        """What the dense model is trained on at first, and the structure is learned on."""
-        return self.world.course(self.world.first)
-
-    def build(self, weights: Mapping[str, Tensor] | None = None) -> Network:
-        """The model, with these weights, or with random ones of the run's seed.
-
-        Raises:
-            InarchError: the weights are another model's.
-        """
-        made = build(self.model, seed=self.config.seed)
-        if weights is not None:
-            load_weights(made, weights)
-        elif isinstance(made, Glip):
-            start_boxes(made, self.world.side)
-        return made
-
-    def trainee(self, course: Course, weights: Mapping[str, Tensor] | None = None, source: str = "weights") -> Trainee:
-        """The model with a course's losses; what only training needs has random weights of the run's seed, too.
-
-        Args:
-            course: one of the world's.
-            weights: a trainee's, or None for random ones.
-            source: where they come from.
-
-        Raises:
-            InarchError: the weights are another model's, or the model does not fit the course.
-        """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
-            made = course.trainee(self.build())
-        if weights is not None:
-            load_weights(made, weights, source)
-        return made
-
-
-def workshop(config: LearnConfig) -> Workshop:
-    """Set up a run: the model is exported once, to find its sites.
-
-    Raises:
-        InarchError: there is no such preset, or it does not fit the task, or the task's data are not there.
-    """
-    chosen = preset(config.model)
-    world = world_of(config.data, chosen)
-    fitted = world.fitted(chosen)
-    return Workshop(config, fitted, world, sites_of(fitted))
-
-
-@lru_cache(maxsize=4)
-def sites_of(config: Config) -> SiteTable:
-    """The sites of a model of this configuration, found by exporting it once."""
-    return discover_canonical(export_model(build(config, seed=0))).table
-
-
-@lru_cache(maxsize=2)
-def world_of(data: Data, model: Config) -> World:
-    """What a model is trained on; stages of one process share it.
-
-    Raises:
-        InarchError: such a model can learn nothing there.
-    """
-    return open_world(data, model)
-
-
-def kinds_of(config: LearnConfig) -> tuple[Aim, ...]:
-    """What a run's model can be tuned for; first what it is tuned for unless something else is asked for.
-
-    Raises:
-        InarchError: there is no such preset, or it can learn nothing there.
-    """
-    return world_of(config.data, preset(config.model)).kinds
 
 
 def as_model(model: nn.Module) -> Model:
@@ -161,7 +61,7 @@ def train_dense(shop: Workshop, folder: Path, place: Accelerator, progress: Prog
 
     def trained() -> dict[str, Tensor]:
         if config.weights is not None:
-            return weights_of(shop.trainee(course, read_weights(Path(config.weights)), config.weights))
+            return shop.given()
         return _trained(shop.trainee(course), None, shop, phase, folder / "dense", place, progress)
 
     return _once(folder, DENSE, place, trained)
@@ -238,20 +138,6 @@ def _trained(
     if isinstance(module, Structured):
         module.write_back(trainee)
     return weights_of(trainee)
-
-
-def gate_space(shop: Workshop) -> GateSpace:
-    """The gates that the run's settings allow.
-
-    Raises:
-        InarchError: families are asked for that cannot be.
-    """
-    structure, table = shop.config.structure, shop.table
-    if structure.families is not None and structure.sharing != "none":
-        found = chosen(table, structure.families, structure.filled)
-    else:
-        found = unbound(table, families(table, structure.sharing, structure.block), structure.filled)
-    return GateSpace(table, found, prune=structure.prune, least=structure.least)
 
 
 def learn_phase(
@@ -350,8 +236,7 @@ def _check(shop: Workshop, place: Accelerator) -> None:
     """
     config, structure = shop.config, shop.config.structure
     if config.weights is not None:
-        hint = "the dense.safetensors of another run of the same model"
-        shop.trainee(shop.pretraining(), read_weights(Path(config.weights), hint), config.weights)
+        shop.given()
     space = gate_space(shop)
     if structure.sharing in ("cross", "layer") and not space.readers:
         raise InarchError(
@@ -469,11 +354,6 @@ def export_tuned(run_folder: Path, folder: Path) -> onnx_ir.Model:
     return export_model(shop.build(model_weights(read_weights(folder / WEIGHTS))))
 
 
-def task_of(config: LearnConfig, kind: Aim, split: str = "test") -> Task:
-    """A run's held-out samples, without its model."""
-    return world_of(config.data, preset(config.model)).task(kind, split)
-
-
 def structured_model(run_folder: Path, folder: Path) -> Model:
     """A tuned model under its run's plan, its parameters tied and small, from arrays to arrays."""
     shop = workshop(read_run(run_folder))
@@ -493,9 +373,4 @@ def judge(
 ) -> Evaluation:
     """A trainee's weights on held-out samples."""
     model = as_model(shop.build(model_weights(weights)).eval())
-    return evaluate(model, shop.world.task(kind, split), limit=limit, progress=progress)
-
-
-def replaced(shop: Workshop, **changes: Any) -> Workshop:
-    """The same workshop for another configuration of structure, budget or seed: sites and data stay."""
-    return replace(shop, config=shop.config.model_copy(update=changes))
+    return evaluate(model, shop.world.task(kind, split), batch=shop.world.batch, limit=limit, progress=progress)

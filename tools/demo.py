@@ -220,7 +220,7 @@ class Demo:
         return found
 
     def _task(self) -> Task:
-        from inarch.learning.runs import task_of
+        from inarch.learning.workshop import task_of
 
         return task_of(self._config(), "referring")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+from collections.abc import Mapping
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from inarch.learning.tasks.aims import OF_FILES
 from inarch.structure.errors import InarchError
 from inarch.tools import render
 from inarch.tools.options import Debug, Json
 from inarch.tools.settings import Config, Settings, named
+from inarch.tools.tasks import Answers, Images, TokenizerFile
 from inarch.tools.torch_extra import needs_learning
 
 if TYPE_CHECKING:
@@ -28,6 +31,9 @@ class TaskName(StrEnum):
     scenes = "scenes"
     sprites = "sprites"
     easy_vqa = "easy-vqa"
+    refcoco = "refcoco"
+    gqa = "gqa"
+    coco = "coco"
 
 
 class Sharing(StrEnum):
@@ -44,12 +50,28 @@ def run(
     model: Annotated[str | None, typer.Option("--model", "-m", help="A preset.", show_default="mdetr-tiny")] = None,
     task: Annotated[TaskName | None, typer.Option("--task", help="What is trained on.", show_default="scenes")] = None,
     level: Annotated[str | None, typer.Option("--level", help="easy, medium or hard.", show_default="medium")] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option("--train", metavar="FILE", help="For refcoco, gqa and coco: annotations to train on.", show_default=False),
+    ] = None,
+    held_out: Annotated[
+        Path | None, typer.Option("--held-out", metavar="FILE", help="Those that are judged on.", show_default=False)
+    ] = None,
+    images: Images = None,
+    tokenizer: TokenizerFile = None,
+    answers: Answers = None,
     keep: Annotated[
         float | None, typer.Option("--keep", help="Fraction of the model's parameters to store.", show_default="0.62")
     ] = None,
     sharing: Annotated[Sharing | None, typer.Option("--sharing", help="Who may share.", show_default="joint")] = None,
     weights: Annotated[
-        Path | None, typer.Option("--weights", metavar="FILE", help="Dense weights of another run, instead of pre-training.")
+        Path | None,
+        typer.Option(
+            "--weights",
+            metavar="FILE",
+            help="Dense weights to start from: another run's, or a released checkpoint.",
+            show_default="pre-training",
+        ),
     ] = None,
     steps: Annotated[
         str, typer.Option("--steps", metavar="DENSE,LEARNING", help="Steps of pre-training and of learning.", show_default=False)
@@ -73,8 +95,9 @@ def run(
 ) -> None:
     """Learn a plan.
 
-    The dense model is trained on grounding (on easy-vqa: on its questions), then structure and weights in turn, then the weights
-    are brought to the structure. Image size and rates that are not given are those that suit the model.
+    The dense model is trained on grounding (where data have one kind of annotation: on that), then structure and weights in turn,
+    then the weights are brought to the structure. Image size and rates that are not given are those that suit the model.
+    Scenes are generated; refcoco, gqa and coco are files of your own.
     The folder holds config.json (every setting), dense.safetensors, plan.json, weights.safetensors, logs and pictures; a run that
     was stopped goes on from its last checkpoint with --resume.
     """
@@ -85,7 +108,10 @@ def run(
     from inarch.learning.runs import learn
     from inarch.learning.trainer import is_main
 
-    changes = _changes(model, task, level, keep, sharing, weights, steps, distil, seed, settings)
+    files = {"train": train, "held_out": held_out, "folder": images, "tokenizer": tokenizer, "answers": answers}
+    if task is not None and task.value in OF_FILES and config is None:
+        _check_files(task.value, files, settings)
+    changes = _changes(model, task, level, files, keep, sharing, weights, steps, distil, seed, settings)
     if resume:
         if changes or config is not None:
             raise InarchError("a run goes on with the settings that it began with", where="--resume", hint="leave the others out")
@@ -102,8 +128,8 @@ def run(
 
 
 def _say(chosen: LearnConfig, hardened: Hardened, out: Path, *, json: bool) -> None:
-    from inarch.learning.runs import kinds_of
     from inarch.learning.tally import backbone_parameters, tally
+    from inarch.learning.workshop import kinds_of
 
     total, found = hardened.table.parameters, tally(hardened.plan)
     inside, kept = backbone_parameters(hardened.plan, hardened.table)
@@ -135,10 +161,21 @@ def of_units(found: Tally) -> str:
     )
 
 
+def _check_files(task: str, files: Mapping[str, Path | None], settings: Settings) -> None:
+    """Refuse a task on files of which one is not given, by the name of its option."""
+    given = {name for name, path in files.items() if path is not None}
+    given |= {name.removeprefix("data.") for name in named(settings)}
+    for name in files:
+        if name not in given and (name != "answers" or task == "gqa"):
+            option = "images" if name == "folder" else name.replace("_", "-")
+            raise InarchError("is missing", where=f"--{option}", hint=f"--task {task} needs it")
+
+
 def _changes(
     model: str | None,
     task: TaskName | None,
     level: str | None,
+    files: Mapping[str, Path | None],
     keep: float | None,
     sharing: Sharing | None,
     weights: Path | None,
@@ -152,6 +189,7 @@ def _changes(
         "model": model,
         "data.task": task.value if task is not None else None,
         "data.level": level,
+        **{f"data.{name}": str(path) if path is not None else None for name, path in files.items()},
         "structure.keep": keep,
         "structure.sharing": sharing.value if sharing is not None else None,
         "weights": str(weights) if weights is not None else None,

@@ -101,17 +101,3 @@ def _last(face: Face, output: str) -> int | None:
     """The length of an output's last axis, where it is fixed."""
     sizes = face.outputs[output]
     return sizes[-1] if sizes and isinstance(sizes[-1], int) else None
-
-
-def levels_of(cells: int, height: int, width: int) -> int:
-    """How many feature maps a GLIP has that gives so many cells for an image of this size.
-
-    Raises:
-        RuntimeFailure: no GLIP gives so many.
-    """
-    from inarch.learning.models.glip_post import STRIDES, level_sizes
-
-    for levels in range(1, len(STRIDES) + 1):
-        if sum(rows * columns for rows, columns in level_sizes(height, width, levels)) == cells:
-            return levels
-    raise RuntimeFailure(f"the model gives {cells} cells for an image of {width} x {height} pixels, and no GLIP does")

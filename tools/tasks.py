@@ -7,21 +7,23 @@ easy-vqa/vqa                                                     the package eas
 refcoco, gqa, coco                                               files in COCO's format, see :mod:`inarch.tools.tasks_coco`
 =============================================================== ===========================================================
 
-A run of ``inarch learn`` says itself which of the first three it has, and how hard.
+A run of ``inarch learn`` says itself which it has.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
+from inarch.learning.tasks.aims import OF_FILES
 from inarch.structure.errors import InarchError
-from inarch.tools.subject import Subject, Wanted, levels_of
+from inarch.tools.subject import Subject, Wanted
 
 if TYPE_CHECKING:
     from inarch.learning.tasks.aims import Aim
@@ -37,7 +39,7 @@ WORLDS: Mapping[str, tuple[Aim, ...]] = {
     "sprites": ("referring", "grounding", "vqa"),
     "easy-vqa": ("vqa",),
 }
-FILES = ("refcoco", "gqa", "coco")
+FILES = tuple(OF_FILES)
 NAMES = (*(f"{world}/{kind}" for world, kinds in WORLDS.items() for kind in kinds), *FILES)
 
 _DRAWN = {"level": "medium", "held_out": 2500, "judged": 4, "seed": 0}
@@ -157,14 +159,28 @@ def _of_run(folder: Path, wanted: Wanted, face: Face, probe: Model) -> Subject:
     except (ValueError, KeyError, TypeError) as error:
         hint = "give the folder of inarch learn, not one of inarch tune in it"
         raise InarchError("is not the configuration of a run", where=str(path), hint=hint) from error
-    if world not in WORLDS:
+    if world not in WORLDS and world not in FILES:
         raise InarchError(f"the run's task {world!r} is none that is known here", where=str(path))
-    kinds = WORLDS[world]
+    kinds = WORLDS.get(world) or (OF_FILES[world],)
     kind = (wanted.task or kinds[0]).removeprefix(f"{world}/")
     if kind not in kinds:
         hint = f"there {'is' if len(kinds) == 1 else 'are'} {', '.join(kinds)}"
         raise InarchError(f"there is no {kind} on {world}", where="--task", hint=hint)
-    return _generated(world, kind, wanted.split, data, face, probe)
+    return _of_files(data, wanted.split, face) if world in FILES else _generated(world, kind, wanted.split, data, face, probe)
+
+
+def _of_files(data: Mapping[str, Any], split: str | None, face: Face) -> Subject:
+    """What a run on files is judged by."""
+    from inarch.tools.tasks_coco import open_files
+
+    _known(split or "test", {"test": None}, "split", "--split")
+    held_out, folder, tokenizer, answers = (
+        Path(data[name]) if data.get(name) is not None else None for name in ("held_out", "folder", "tokenizer", "answers")
+    )
+    sizes = {name: data.get(name) for name in ("short", "longest")}
+    files = Wanted(data["task"], annotations=held_out, images=folder, tokenizer=tokenizer, answers=answers, **sizes)
+    # What an image is padded to depends on its batch, and a GLIP sees that.
+    return replace(open_files(files, face), batch=int(data["images"]))
 
 
 def _generated(world: str, kind: str, split: str | None, settings: Mapping[str, Any], face: Face, probe: Model) -> Subject:
@@ -186,6 +202,7 @@ def _easy_vqa(split: str, images: int | None) -> Subject:
 
 
 def _drawn(world: str, kind: Aim, split: str, settings: Mapping[str, Any], face: Face, probe: Model) -> Subject:
+    from inarch.learning.tasks.glip_boxes import levels_of
     from inarch.learning.tasks.scenes.data import ScenesConfig, feeds
     from inarch.learning.tasks.sources import SOURCES
 

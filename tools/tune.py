@@ -29,15 +29,17 @@ def run(
         Kind | None,
         typer.Option(
             "--task",
-            help="What for; easy-vqa has vqa alone, which is an MDETR's, as detection (scenes) is a GLIP's.",
-            show_default="referring, or vqa",
+            help="What for, of what the run's data have; vqa is an MDETR's, detection a GLIP's.",
+            show_default="the first",
         ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where it goes.", show_default="RUN/TASK")
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, show_default="2000")] = None,
-    rate: Annotated[float | None, typer.Option("--rate", help="Learning rate.", show_default="5e-4")] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", help="Learning rate.", show_default="5e-4, or 5e-5 at full size")
+    ] = None,
     distil: Annotated[
         float | None,
         typer.Option("--distil", min=0.0, help="Weight of a tuned dense model's outputs in the loss.", show_default="0"),
@@ -64,10 +66,11 @@ def run(
     """
     needs_learning()
     from inarch.compiler.writer import write_model
-    from inarch.learning.config import TuneConfig, configure
+    from inarch.learning.config import TuneConfig, configure, tuning_changes
     from inarch.learning.folders import dense_folder, read_run
-    from inarch.learning.runs import export_tuned, kinds_of, summary, tune
+    from inarch.learning.runs import export_tuned, summary, tune
     from inarch.learning.trainer import is_main
+    from inarch.learning.workshop import kinds_of
 
     wanted = {
         "kind": task.value if task is not None else None,
@@ -81,7 +84,8 @@ def run(
     }
     changes = {name: value for name, value in wanted.items() if value is not None} | named(settings)
     if config is None:
-        changes.setdefault("kind", kinds_of(read_run(folder))[0])
+        learned = read_run(folder)
+        changes = {"kind": kinds_of(learned)[0]} | tuning_changes(learned.model) | changes
     chosen = configure(TuneConfig, changes, config)
     where = out or (dense_folder(folder, chosen.kind) if chosen.dense else folder / chosen.kind)
     with render.progress(quiet=json) as report:

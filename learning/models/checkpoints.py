@@ -13,7 +13,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class CheckpointReport:
 
 
 def load_checkpoint(
-    path: str | os.PathLike[str], model: str | Config, *, ema: bool = True, strict: bool = True
+    path: str | os.PathLike[str], model: str | Config, *, ema: bool = True, strict: bool = True, fresh: tuple[str, ...] = ()
 ) -> tuple[Model, CheckpointReport]:
     """Make a model and load a released checkpoint into it.
 
@@ -79,6 +79,7 @@ def load_checkpoint(
         model: a preset's name, or a configuration.
         ema: take MDETR's moving average where the file has one.
         strict: refuse where a key does not fit; otherwise load what fits.
+        fresh: beginnings of keys that only one of the two may have: the model's stay random.
 
     Returns:
         The model in evaluation mode, and how the checkpoint met it.
@@ -91,6 +92,8 @@ def load_checkpoint(
     source, weights = _weights(_read(file), file, ema)
     built = build(model)
     fitting, report = match(weights, built.state_dict(), source)
+    missing, unmapped = ([n for n in names if not n.startswith(fresh)] for names in (report.missing, report.unmapped))
+    report = replace(report, missing=tuple(missing), unmapped=tuple(unmapped))
     if strict and not report.complete:
         hint = "choose the preset that the file was trained with; strict=False loads what fits"
         raise CheckpointError("the checkpoint does not fit: " + "; ".join(report.lines()), where=str(file), hint=hint)

@@ -156,8 +156,12 @@ class Mdetr(nn.Module):
 
     def answers(self, outputs: list[Tensor]) -> dict[str, Tensor]:
         """Logits [B, classes] of each question head, read from the decoder layer that the configuration names."""
-        hidden = outputs[self.config.answer_layer][:, self.config.queries :]
-        return {name: self.get_submodule(head)(hidden[:, i]) for i, (name, head) in enumerate(self.answer_heads.items())}
+        return self.answers_of(outputs[self.config.answer_layer])
+
+    def answers_of(self, hidden: Tensor) -> dict[str, Tensor]:
+        """The same from one decoder layer's queries [B, Q + A, C]."""
+        asked = hidden[:, self.config.queries :]
+        return {name: self.get_submodule(head)(asked[:, i]) for i, (name, head) in enumerate(self.answer_heads.items())}
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         """Ground a text in an image.

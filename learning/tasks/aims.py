@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 Aim = Literal["grounding", "referring", "vqa", "detection"]
 """Phrases to boxes, one expression to its box, questions to answers, classes to boxes."""
+
+OF_FILES: Mapping[str, Aim] = {"refcoco": "referring", "gqa": "vqa", "coco": "detection"}
+"""Task on files in COCO's format -> what a model learns there."""

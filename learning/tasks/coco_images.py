@@ -201,7 +201,8 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], *, longest: int | N
     """
     fill = getattr(tokenizer, "pad_token_id", None)
     if fill is None:
-        raise DataError("the tokenizer has no padding token", where=type(tokenizer).__name__)
+        where = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
+        raise DataError("the tokenizer has no padding token", where=where)
     rows: list[list[int]] = tokenizer(list(texts))["input_ids"]
     for text, row in zip(texts, rows, strict=True):
         if longest is not None and len(row) > longest:

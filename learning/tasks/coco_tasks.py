@@ -15,7 +15,16 @@ import numpy.typing as npt
 
 from inarch.learning.tasks.boxes import Floats, coco_to_corners, giou, iou, to_corners
 from inarch.learning.tasks.coco_files import GQA_TYPES, UNKNOWN, BoxRow, CocoFile, GqaFile, GqaType, ImageRow, ReferringFile
-from inarch.learning.tasks.coco_images import MDETR, Preparation, Size, Tokenizer, batch_images, encode_texts, read_image
+from inarch.learning.tasks.coco_images import (
+    MDETR,
+    Preparation,
+    Size,
+    Tokenizer,
+    batch_images,
+    encode_texts,
+    positive_map,
+    read_image,
+)
 from inarch.learning.tasks.coco_scores import average_precision, coco_metrics
 from inarch.runtime.accuracy import Arrays
 from inarch.structure.errors import DataError, RuntimeFailure
@@ -25,6 +34,15 @@ Scores = dict[str, npt.NDArray[np.float64]]
 
 RANKS = (1, 5, 10)
 OVERLAP = 0.5
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Sizes of one image: of its file, as it was resized, and of the batch that it was padded to."""
+
+    original: Size
+    resized: Size
+    padded: Size
 
 
 @dataclass(frozen=True)
@@ -54,16 +72,35 @@ class Source:
         values, mask = batch_images([read_image(self.folder, row, sized=sized) for row in rows], self.preparation)
         return {"pixel_values": values} | ({"pixel_mask": mask} if self.mask else {})
 
+    def frames(self, rows: Sequence[ImageRow]) -> list[Frame]:
+        """Sizes of rows' images as one batch."""
+        originals = [(row.height, row.width) for row in rows]
+        resized = [self.preparation.size(size) for size in originals]
+        padded = self.preparation.padded(resized)
+        return [Frame(original, size, padded) for original, size in zip(originals, resized, strict=True)]
+
     def texts(self, texts: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
         """``input_ids`` and ``attention_mask`` of texts.
 
         Raises:
             DataError: there is no tokenizer, or a text is too long.
         """
+        ids, mask = encode_texts(self._tokenizer, texts, longest=self.longest)
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def spans(self, text: str, spans: Sequence[Sequence[tuple[int, int]]], columns: int) -> npt.NDArray[np.bool_]:
+        """Which of a text's tokens name each box, [P, T] for T columns; see :func:`~coco_images.positive_map`.
+
+        Raises:
+            DataError: there is no tokenizer, or no token stands for a span.
+        """
+        return positive_map(self._tokenizer, text, spans, columns=columns) > 0
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise DataError("texts need a tokenizer", where=str(self.folder))
-        ids, mask = encode_texts(self.tokenizer, texts, longest=self.longest)
-        return {"input_ids": ids, "attention_mask": mask}
+        return self.tokenizer
 
 
 def output(outputs: Arrays, name: str, shape: tuple[int | None, ...], task: str) -> npt.NDArray[Any]:
@@ -240,15 +277,6 @@ class Detected:
     labels: Indices
 
 
-@dataclass(frozen=True)
-class Frame:
-    """Sizes of one image: of its file, as it was resized, and of the batch that it was padded to."""
-
-    original: Size
-    resized: Size
-    padded: Size
-
-
 Decode = Callable[[Arrays, Sequence[Frame]], Sequence[Detected]]
 """From a model's outputs on n images to the detections of each."""
 
@@ -293,10 +321,7 @@ class Detection:
 
     def frames(self, rows: Indices) -> list[Frame]:
         """Sizes of samples [n] as one batch."""
-        originals = [(self.file.images[row].height, self.file.images[row].width) for row in rows]
-        resized = [self.source.preparation.size(size) for size in originals]
-        padded = self.source.preparation.padded(resized)
-        return [Frame(original, size, padded) for original, size in zip(originals, resized, strict=True)]
+        return self.source.frames([self.file.images[row] for row in rows])
 
     def predict(self, rows: Indices, outputs: Arrays) -> dict[str, npt.NDArray[Any]]:
         """``boxes`` [n, K, 4], ``scores`` [n, K] and ``labels`` [n, K], best first; the label is -1 where there is no more.

@@ -48,6 +48,7 @@ class Drawn:
     """
 
     first: ClassVar[Aim] = "grounding"
+    batch: ClassVar[int] = 256
 
     def __init__(self, settings: DrawnSettings, model: Config) -> None:
         self.settings = settings
@@ -167,7 +168,7 @@ class DrawnCourse:
         batch["cells"] = np.ascontiguousarray(batch["cells"][..., world.columns])
         if world.levels is None:
             return batch
-        divisors = totals(batch["boxes"], batch["box_mask"], world.side, world.levels)
+        divisors = totals(batch["boxes"], batch["box_mask"], (world.side, world.side), world.levels)
         return batch | {"answering": divisors[:1], "central": divisors[1:]}
 
     def trainee(self, model: nn.Module) -> Trainee:
@@ -182,7 +183,7 @@ class DrawnCourse:
         elif isinstance(model, Glip):
             if model.config.levels != world.levels:
                 raise InarchError(f"the model has {model.config.levels} levels, the batches are for {world.levels}")
-            made = GlipTrainee(model, world.side)
+            made = GlipTrainee(model)
         else:
             raise InarchError(f"{world.source.label} train MDETR and GLIP, not {type(model).__name__}", where="--model")
         longest, room = world.texts(TRAIN, self.kind).ids.shape[2], model.config.text.longest

@@ -42,6 +42,7 @@ class EasyVqaWorld:
     first: Aim = "vqa"
     splits = ("test",)
     side = SIDE
+    batch = 256
 
     def __init__(self, settings: EasyVqaSettings, model: Config) -> None:
         if not isinstance(model, MdetrConfig):

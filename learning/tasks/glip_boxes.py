@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inarch.learning.models.glip_post import DEFAULT_LIMITS, Detections, Limits, anchors, decode, detect
+from inarch.learning.models.glip_post import DEFAULT_LIMITS, STRIDES, Detections, Limits, anchors, decode, detect, level_sizes
 from inarch.learning.tasks.boxes import Floats, iou, to_centres, to_corners
 from inarch.runtime.accuracy import Arrays
+from inarch.structure.errors import RuntimeFailure
 
 _LAST = np.asarray((0.0, 0.0, 1.0, 1.0))
 """The pixel that a box's last corner lies in counts."""
@@ -28,6 +29,18 @@ def to_relative(boxes: Floats, size: tuple[int, int]) -> Floats:
 def to_pixels(boxes: Floats, size: tuple[int, int]) -> Floats:
     """Undoes :func:`to_relative`: what ground truths become for the loss."""
     return np.asarray(to_corners(boxes * _scale(size)) - _LAST)
+
+
+def levels_of(cells: int, height: int, width: int) -> int:
+    """How many feature maps a GLIP has that gives so many cells for an image of this size.
+
+    Raises:
+        RuntimeFailure: no GLIP gives so many.
+    """
+    for levels in range(1, len(STRIDES) + 1):
+        if sum(rows * columns for rows, columns in level_sizes(height, width, levels)) == cells:
+            return levels
+    raise RuntimeFailure(f"the model gives {cells} cells for an image of {width} x {height} pixels, and no GLIP does")
 
 
 def ground(

@@ -1,6 +1,6 @@
 """GLIP with the losses of a batch.
 
-Shapes: I images of S x S pixels, B texts about them, T tokens, P boxes a text, N cells of all levels.
+Shapes: I images of H x W pixels, B texts about them, T tokens, P boxes a text, N cells of all levels.
 """
 
 from __future__ import annotations
@@ -33,20 +33,9 @@ class GlipTrainee(Trainee):
 
     Args:
         model: the model.
-        side: S.
-
-    Raises:
-        InarchError: the side is no multiple of 32.
     """
 
-    def __init__(self, model: Glip, side: int) -> None:
-        super().__init__(model)
-        check_side(side)
-        self.side = side
-        self.levels = model.config.levels
-        for number, places in enumerate(anchors(side, side, self.levels)):
-            self.register_buffer(f"anchors{number}", torch.from_numpy(places).float(), persistent=False)
-        self.register_buffer("scale", torch.full((4,), float(side)), persistent=False)
+    model: Glip
 
     def through(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A batch through the model: its outputs."""
@@ -69,12 +58,14 @@ class GlipTrainee(Trainee):
             batch: as :meth:`~inarch.learning.tasks.courses.ScenesCourse.batch` makes it for GLIP: with ``answering`` and
                 ``central``, what losses are divided by.
         """
-        places = [self.get_buffer(f"anchors{number}") for number in range(self.levels)]
-        with torch.autocast(batch["boxes"].device.type, enabled=False):
+        device = batch["boxes"].device
+        height, width = batch["pixel_values"].shape[-2:]
+        places = [torch.from_numpy(level).float().to(device) for level in anchors(height, width, self.model.config.levels)]
+        with torch.autocast(device.type, enabled=False):
             return glip_loss(
                 passed,
                 places,
-                self._pixels(batch["boxes"]),
+                in_pixels(batch["boxes"], height, width),
                 batch["box_mask"],
                 batch["spans"],
                 batch["attention_mask"],
@@ -82,24 +73,27 @@ class GlipTrainee(Trainee):
                 center_sum=batch["central"][0],
             )
 
-    def _pixels(self, boxes: Tensor) -> Tensor:
-        """As :func:`~inarch.learning.tasks.glip_boxes.to_pixels`, of a square image: [..., 4]."""
-        scaled = boxes * self.get_buffer("scale")
-        centre, half = scaled[..., :2], scaled[..., 2:] / 2
-        return torch.cat((centre - half, centre + half - 1), -1)
+
+def in_pixels(boxes: Tensor, height: int, width: int) -> Tensor:
+    """As :func:`~inarch.learning.tasks.glip_boxes.to_pixels`, on any device: [..., 4]."""
+    scaled = boxes * boxes.new_tensor((width, height, width, height))
+    centre, half = scaled[..., :2], scaled[..., 2:] / 2
+    return torch.cat((centre - half, centre + half - 1), -1)
 
 
-def totals(boxes: npt.NDArray[np.floating], mask: npt.NDArray[np.bool_], side: int, levels: int) -> npt.NDArray[np.float32]:
+def totals(
+    boxes: npt.NDArray[np.floating], mask: npt.NDArray[np.bool_], size: tuple[int, int], levels: int
+) -> npt.NDArray[np.float32]:
     """What the losses of a whole batch are divided by, [2]: cells that answer for a box, and the sum of their centerness.
 
     Args:
         boxes: [B, P, 4], centre, width and height, relative to the image.
         mask: [B, P].
-        side: S.
+        size: H and W.
         levels: of the model's pyramid.
     """
-    places = [torch.from_numpy(level).float() for level in anchors(side, side, levels)]
-    wanted = torch.from_numpy(to_pixels(boxes, (side, side))).float()
+    places = [torch.from_numpy(level).float() for level in anchors(*size, levels)]
+    wanted = torch.from_numpy(to_pixels(boxes, size)).float()
     found: npt.NDArray[np.float32] = positives(places, wanted, torch.from_numpy(mask)).totals.numpy()
     # At least what the loss would take itself: these are divided by the number of processes.
     return np.maximum(found, np.array([1, 1e-6], np.float32))

@@ -1,4 +1,4 @@
-"""MDETR's losses: matching of queries with boxes, soft tokens, boxes, contrastive alignment.
+"""MDETR's losses: matching of queries with boxes, soft tokens, boxes, contrastive alignment, answers.
 
 Published in Kamath et al., ICCV 2021, after DETR (Carion et al., ECCV 2020). Shapes: B texts, Q queries, P boxes a text, T
 tokens, S token slots.
@@ -13,6 +13,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
+
+from inarch.learning.tasks.coco_files import GQA_TYPES
 
 NO_OBJECT = 0.1
 """Weight of a query that matches no box."""
@@ -116,6 +118,39 @@ def layer_losses(outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], obj
         positive[row, query] = batch["spans"][row, place]
         losses["contrast"] = contrast(outputs["queries"], outputs["tokens"], positive, batch["attention_mask"] != 0) / objects
     return losses
+
+
+def answer_loss(said: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+    """Mean negative log likelihood of the answers: of one head's, or of a question's type and of its answer among that type's.
+
+    Published are a mean for each type's head; likelihoods add up to the same however a batch's types are mixed, and over several
+    processes (ours).
+
+    Args:
+        said: a decoder layer's answers, [B, classes] each; ``answer_type`` and ``answer_obj`` and so on, or one of any name.
+        batch: ``answers`` [B], classes of the head in question, -1 where nothing was asked; for types also ``answer_types`` [B].
+    """
+    wanted = batch["answers"]
+    if "answer_types" not in batch:
+        return F.cross_entropy(next(iter(said.values())), wanted, ignore_index=-1)
+    loss = F.cross_entropy(said["answer_type"], batch["answer_types"])
+    return loss + sum(
+        (F.cross_entropy(said[name], wanted * mine, reduction="none") * mine).mean() for name, mine in _heads_of_types(batch)
+    )
+
+
+def answer_divergence(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+    """Kullback-Leibler of answers from a teacher's, of what :func:`answer_loss` asks; arguments alike. Mean over B."""
+    if "answer_types" not in batch:
+        name = next(iter(name for name in mine if name.startswith("answer")))
+        return (divergence(mine[name], theirs[name]) * (batch["answers"] >= 0)).mean()
+    total = divergence(mine["answer_type"], theirs["answer_type"]).mean()
+    return total + sum((divergence(mine[name], theirs[name]) * asked).mean() for name, asked in _heads_of_types(batch))
+
+
+def _heads_of_types(batch: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """Every type's output, and which questions [B] are of that type."""
+    return [(f"answer_{kind}", batch["answer_types"] == number) for number, kind in enumerate(GQA_TYPES)]
 
 
 def divergence(mine: Tensor, theirs: Tensor) -> Tensor:

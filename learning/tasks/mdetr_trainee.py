@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inarch.learning.models.mdetr import Mdetr
-from inarch.learning.tasks.mdetr_loss import corners, divergence, generalised_iou, layer_losses
+from inarch.learning.tasks.mdetr_loss import answer_divergence, answer_loss, corners, divergence, generalised_iou, layer_losses
 from inarch.learning.tasks.trainee import Trainee, whole
 
 ALIGN = 32
@@ -145,8 +145,7 @@ class MdetrTrainee(Trainee):
             total = total + divergence(mine["logits"], theirs["logits"]).mean() + boxes.sum() / batch["objects"][0]
         asked = batch["answers"] >= 0
         if self.model.answer_heads and bool(asked.any()):
-            name = next(iter(self.model.answer_heads))
-            total = total + (divergence(mine[name], theirs[name]) * asked).mean()
+            total = total + answer_divergence(mine, theirs, batch)
         return total
 
     def losses(self, passed: Passed, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -169,7 +168,7 @@ class MdetrTrainee(Trainee):
                     losses[f"{name}{number}"] = loss
         if model.answer_heads and bool((batch["answers"] >= 0).any()):
             for number, hidden in enumerate(passed.hidden[: model.config.answer_layer + 1]):
-                losses[f"answer{number}"] = F.cross_entropy(self._answers(hidden), batch["answers"], ignore_index=-1)
+                losses[f"answer{number}"] = answer_loss(model.answers_of(hidden), batch)
         if self.auxiliary is not None:
             losses["cells"] = self.auxiliary.read(passed.seen, batch["cells"])
             losses["words"] = self.auxiliary.read(passed.text, self.words[batch["input_ids"]])
@@ -180,9 +179,3 @@ class MdetrTrainee(Trainee):
                 found = self.auxiliary.ground(passed.fused, passed.words, batch["covered"], batch["spans"], batch["spoken"][0])
                 losses["ground"] = 4 * found
         return losses
-
-    def _answers(self, hidden: Tensor) -> Tensor:
-        """What one decoder layer's first answer query says; [B, classes]."""
-        head = next(iter(self.model.answer_heads.values()))
-        logits: Tensor = self.model.get_submodule(head)(hidden[:, self.model.config.queries])
-        return logits

@@ -7,18 +7,22 @@ scenes      referring, grounding, vqa      referring, grounding,  test, unseen (
                                            detection              and colour)
 sprites     referring, grounding, vqa      referring, grounding   test, style, concept (unseen ones)
 easy-vqa    vqa                            -                      test
+refcoco     referring                      referring              test: a file of one's own
+gqa         vqa                            -                      the same
+coco        -                              detection              the same
 =========== ============================== ====================== ===================================
 
-A model is pre-trained, and its structure learned, on grounding; on easy-VQA, which has no boxes, on its questions.
+A model is pre-trained, and its structure learned, on grounding; where there is but one kind, on that.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from inarch.learning.config import Data, EasyVqaSettings, SpritesSettings
+from inarch.learning.config import Data, EasyVqaSettings, FilesSettings, SpritesSettings
 from inarch.learning.models.registry import Config
 from inarch.learning.tasks.aims import Aim
+from inarch.learning.tasks.coco_world import FilesWorld
 from inarch.learning.tasks.courses import Course
 from inarch.learning.tasks.drawn import Drawn
 from inarch.learning.tasks.easy_vqa_world import EasyVqaWorld
@@ -43,7 +47,11 @@ class World(Protocol):
 
     @property
     def side(self) -> int:
-        """Of an image, in pixels."""
+        """Of an image, in pixels; the short one."""
+
+    @property
+    def batch(self) -> int:
+        """Samples that are judged at once."""
 
     def fitted(self, config: Config) -> Config:
         """A model's configuration for these images, words and answers.
@@ -80,6 +88,8 @@ def open_world(settings: Data, model: Config) -> World:
     """
     if isinstance(settings, EasyVqaSettings):
         return EasyVqaWorld(settings, model)
+    if isinstance(settings, FilesSettings):
+        return FilesWorld(settings, model)
     if isinstance(settings, SpritesSettings):
         return SpritesWorld(settings, model)
     return Drawn(settings, model)

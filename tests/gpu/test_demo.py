@@ -10,7 +10,7 @@ import pytest
 
 import inarch
 from inarch.learning.folders import read_run
-from inarch.learning.runs import task_of
+from inarch.learning.workshop import task_of
 from inarch.runtime.accuracy import Evaluation, Task, evaluate
 from inarch.runtime.inputs import Case
 from inarch.runtime.session import Session, SessionOptions

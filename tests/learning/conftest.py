@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from inarch.learning.runs import Workshop
+    from inarch.learning.workshop import Workshop
 
 NEEDED = ("torch", "transformers", "onnxscript", "onnxruntime", "accelerate", "safetensors", "matplotlib")
 
@@ -19,13 +19,14 @@ collect_ignore_glob = ["test_*.py"] if any(importlib.util.find_spec(name) is Non
 @pytest.fixture(scope="session")
 def small_presets() -> Iterator[None]:
     """``small`` and ``small-glip`` can be had by name."""
-    from inarch.learning import runs
+    from inarch.learning import runs, workshop
 
     from tests.learning import tiny
     from tests.learning.exported import export
 
     with tiny.presets(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "export_model", export)
+        for module in (runs, workshop):
+            patch.setattr(module, "export_model", export)
         yield
 
 
@@ -34,7 +35,7 @@ def shop(small_presets: None) -> Workshop:
     """The small MDETR, its sites and scenes; exporting it takes seconds, so it is done once."""
     import torch
 
-    from inarch.learning.runs import workshop
+    from inarch.learning.workshop import workshop
 
     from tests.learning import tiny
 
@@ -45,7 +46,7 @@ def shop(small_presets: None) -> Workshop:
 @pytest.fixture(scope="session")
 def glip_shop(small_presets: None) -> Workshop:
     """The same for the small GLIP, on images of 64 pixels, as GLIPs have them."""
-    from inarch.learning.runs import workshop
+    from inarch.learning.workshop import workshop
 
     from tests.learning import tiny
 

@@ -17,9 +17,10 @@ from inarch.learning import runs
 from inarch.learning.config import TuneConfig
 from inarch.learning.folders import WEIGHTS
 from inarch.learning.phases import LearnPhase, WeightPhase
-from inarch.learning.runs import Workshop, learn_phase, replaced
+from inarch.learning.runs import learn_phase
 from inarch.learning.trainer import accelerator, is_main, run
 from inarch.learning.weights import keep_weights, read_weights
+from inarch.learning.workshop import Workshop, replaced
 
 
 def phases(shop: Workshop) -> list[LearnPhase | WeightPhase]:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from inarch.learning.config import ScenesSettings
 from inarch.learning.models.registry import build
-from inarch.learning.runs import Workshop
 from inarch.learning.tasks.aims import Aim
 from inarch.learning.tasks.courses import Part, shard, tensors
 from inarch.learning.tasks.drawn import Drawn
 from inarch.learning.tasks.worlds import open_world
+from inarch.learning.workshop import Workshop
 from inarch.structure.errors import InarchError
 
 from tests.learning import tiny

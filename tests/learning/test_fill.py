@@ -16,8 +16,8 @@ from inarch.learning.fill import fill, permute
 from inarch.learning.gates import GateSpace, Hard
 from inarch.learning.harden import as_plan
 from inarch.learning.models.mdetr import Mdetr
-from inarch.learning.runs import Workshop, gate_space
 from inarch.learning.unit_rows import UnitRows
+from inarch.learning.workshop import Workshop, gate_space
 
 from tests.learning import tiny
 from tests.learning.tables import drawn_logits, mdetr_like

@@ -17,22 +17,17 @@ from inarch.learning.models.examples import run_eager
 from inarch.learning.models.glip import Glip
 from inarch.learning.models.glip_post import anchors, decode
 from inarch.learning.phases import WeightPhase
-from inarch.learning.runs import (
-    Workshop,
-    judge,
-    learn,
-    structured_model,
-    tune,
-)
+from inarch.learning.runs import judge, learn, structured_model, tune
 from inarch.learning.structured import Structured
 from inarch.learning.tasks.boxes import iou, to_corners
 from inarch.learning.tasks.courses import tensors
 from inarch.learning.tasks.glip_boxes import to_pixels
 from inarch.learning.tasks.glip_targets import encode
-from inarch.learning.tasks.glip_trainee import GlipTrainee, start_boxes
+from inarch.learning.tasks.glip_trainee import in_pixels, start_boxes
 from inarch.learning.tasks.scenes.detection import DetectionTask
 from inarch.learning.trainer import accelerator, read_log
 from inarch.learning.weights import model_weights, read_weights
+from inarch.learning.workshop import Workshop
 from inarch.runtime.accuracy import Arrays, evaluate
 from inarch.structure.errors import InarchError
 from inarch.structure.plan import load_plan
@@ -104,10 +99,9 @@ def test_a_new_model_begins_with_boxes_of_a_quarter(glip_shop: Workshop) -> None
 
 def test_boxes_in_pixels_are_those_that_are_read(glip_shop: Workshop) -> None:
     batch = glip_shop.world.course("grounding").batch(0, 0)
-    trainee = glip_shop.trainee(glip_shop.world.course("grounding"))
-    assert isinstance(trainee, GlipTrainee)
-    found = trainee._pixels(torch.from_numpy(batch["boxes"])).numpy()
-    np.testing.assert_allclose(found, to_pixels(batch["boxes"], (64, 64)), atol=1e-4)
+    for height, width in ((64, 64), (64, 96)):
+        found = in_pixels(torch.from_numpy(batch["boxes"]), height, width).numpy()
+        np.testing.assert_allclose(found, to_pixels(batch["boxes"], (height, width)), atol=1e-4)
 
 
 def perfect(task: Any) -> Any:

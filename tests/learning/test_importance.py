@@ -11,10 +11,10 @@ from torch.func import functional_call
 
 from inarch.learning.gates import GateSpace
 from inarch.learning.importance import FAR, importance, standing
-from inarch.learning.runs import Workshop, gate_space
 from inarch.learning.tasks.courses import tensors
 from inarch.learning.trainer import accelerator
 from inarch.learning.unit_rows import Key, UnitRows
+from inarch.learning.workshop import Workshop, gate_space
 
 from tests.learning import tiny
 from tests.learning.tables import ffn, table_of

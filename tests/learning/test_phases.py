@@ -16,9 +16,9 @@ from inarch.learning.matching import match
 from inarch.learning.models import registry
 from inarch.learning.models.examples import run_eager
 from inarch.learning.phases import LearnPhase, shares_of
-from inarch.learning.runs import Workshop, gate_space, workshop
 from inarch.learning.tasks.courses import tensors
 from inarch.learning.unit_rows import UnitRows
+from inarch.learning.workshop import Workshop, gate_space, workshop
 from inarch.structure.lowering import lower
 from inarch.structure.resolve import resolve
 

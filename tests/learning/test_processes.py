@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from inarch.learning.phases import LearnPhase
-from inarch.learning.runs import Workshop
 from inarch.learning.tasks.courses import tensors
 from inarch.learning.tasks.worlds import open_world
 from inarch.learning.trainer import LOG, read_log, run
+from inarch.learning.workshop import Workshop
 
 from tests.learning import tiny
 from tests.learning.processes import phases

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from inarch.learning import runs
+from inarch.learning import workshop as workshops
 from inarch.learning.config import LearnConfig, Optimisation, TuneConfig
 from inarch.learning.folders import read_run
 from inarch.learning.gates import Hard
@@ -20,26 +21,18 @@ from inarch.learning.methods import LEARNED, METHODS, narrowed, obtain
 from inarch.learning.models import build
 from inarch.learning.models.examples import run_eager
 from inarch.learning.plots import plot_run, plot_structure, site_shares
-from inarch.learning.runs import (
-    Workshop,
-    gate_space,
-    judge,
-    learn,
-    replaced,
-    structured_model,
-    task_of,
-    tune,
-    tune_weights,
-)
+from inarch.learning.runs import judge, learn, structured_model, tune, tune_weights
 from inarch.learning.tally import Tally, backbone_parameters, tally
 from inarch.learning.tasks.courses import tensors
 from inarch.learning.trainer import accelerator, read_log
-from inarch.learning.weights import model_weights, read_weights
+from inarch.learning.weights import model_weights, read_weights, weights_of
+from inarch.learning.workshop import Workshop, gate_space, replaced, task_of, workshop
 from inarch.structure.errors import InarchError
 from inarch.structure.plan import Plan, load_plan
 
 from tests.learning import tiny
 from tests.learning.exported import compiled, distance, off_plan
+from tests.learning.tasks.annotated import make_files, settings
 
 BRIEF = Optimisation(steps=4, warmup=1, rate=3e-3)
 
@@ -194,7 +187,7 @@ def test_what_cannot_be_set_up_leaves_no_folder(shop: Workshop, tmp_path: Path, 
 
 
 def test_sharing_where_nothing_can_be_shared(shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "families", lambda table, sharing, block: [])
+    monkeypatch.setattr(workshops, "families", lambda table, sharing, block: [])
     with pytest.raises(InarchError, match=r"structure\.sharing: nothing of small can be shared so"):
         learn(tiny.config(structure={"sharing": "cross"}), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
@@ -216,6 +209,50 @@ def test_families_that_are_named_and_would_share_nothing(shop: Workshop) -> None
         assert [family.readers for family in space.families] == [(vision,)]
     with pytest.raises(InarchError, match=rf"structure\.families: '{text}' would share nothing: what is filled is hidden"):
         gate_space(replaced(shop, structure=structure))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("PIL")
+    pytest.importorskip("tokenizers")
+    return make_files(tmp_path_factory.mktemp("files"))
+
+
+def on_files(files: Path, task: str, **changes: Any) -> LearnConfig:
+    return LearnConfig.model_validate(tiny.config(**changes).model_dump() | {"data": settings(files, task)})
+
+
+def test_weights_of_a_run_on_other_data(folder: Path, files: Path) -> None:
+    """The model's are taken; heads for other answers, and what only training on scenes needed, are not."""
+    there = read_weights(folder / "dense.safetensors")
+    assert {"model.answer_head.weight", "auxiliary.bias"} <= there.keys()
+    for task in ("refcoco", "gqa"):
+        shop = workshop(on_files(files, task, weights=str(folder / "dense.safetensors")))
+        found, fresh = shop.given(), weights_of(shop.trainee(shop.pretraining()))
+        assert found.keys() == fresh.keys()
+        assert not any(name.startswith("auxiliary") for name in found)
+        for name, value in found.items():
+            heads = name.startswith(("model.answer_", "model.qa_embed."))
+            torch.testing.assert_close(value, (fresh if heads else there)[name], rtol=0, atol=0)
+        assert ("model.answer_obj_head.weight" in found) == (task == "gqa")
+
+
+def test_weights_of_a_released_checkpoint(shop: Workshop, files: Path, tmp_path: Path) -> None:
+    """A checkpoint for grounding has no heads for questions; one of another model is refused before there is a folder."""
+    released = build(tiny.MDETR, seed=5)
+    path = tmp_path / "released.pth"
+    torch.save({"model": {}, "model_ema": released.state_dict()}, path)
+    found = workshop(on_files(files, "gqa", weights=str(path))).given()
+    for name, value in released.state_dict().items():
+        torch.testing.assert_close(found[f"model.{name}"], value, rtol=0, atol=0)
+    assert "model.answer_type_head.weight" in found
+    learn(on_files(files, "refcoco", weights=str(path), learning={"steps": 2}), tmp_path / "run", device="cpu")
+    assert read_weights(tmp_path / "run" / "dense.safetensors").keys() < found.keys()
+    other = tiny.MDETR.model_copy(update={"queries": 7})
+    torch.save(build(other).state_dict(), path)
+    with pytest.raises(InarchError, match=r"released\.pth: the checkpoint does not fit: .*query_embed\.weight \[7, 32\], here"):
+        learn(on_files(files, "refcoco", weights=str(path)), tmp_path / "other", device="cpu")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_tuning_is_no_run(folder: Path, tmp_path: Path) -> None:

@@ -10,15 +10,21 @@ import pytest
 
 from inarch.learning.config import (
     TASKS,
+    CocoSettings,
     EasyVqaSettings,
+    FilesSettings,
+    GqaSettings,
     LearnConfig,
     Optimisation,
+    RefcocoSettings,
     ScenesSettings,
     SpritesSettings,
     TuneConfig,
     configure,
     read_config,
+    tuning_changes,
 )
+from inarch.learning.tasks.aims import OF_FILES
 from inarch.learning.tasks.easy_vqa import COUNTS
 from inarch.learning.tasks.sprites.world import LEVELS as OF_SPRITES
 from inarch.structure.errors import InarchError
@@ -77,14 +83,33 @@ def test_what_a_section_leaves_out_is_as_without_it() -> None:
 
 
 def test_a_configuration_is_read_as_it_was_written(tmp_path: Path) -> None:
-    for changes in ({}, {"model": "glip-tiny"}, *({"data.task": task} for task in TASKS)):
+    for changes in ({}, {"model": "glip-tiny"}, *({"data.task": task} | needed(task) for task in TASKS)):
         config = configure(LearnConfig, changes)
         assert read_config(written(tmp_path / "config.json", config.model_dump(mode="json"))) == config
 
 
+def needed(task: str) -> dict[str, str]:
+    """What has no default."""
+    names = [*FilesSettings.model_fields, *(["answers"] if task == "gqa" else [])]
+    paths = {name: f"{name}.json" for name in names if name in ("train", "held_out", "folder", "tokenizer", "answers")}
+    return {f"data.{name}": path for name, path in paths.items()} if task in OF_FILES else {}
+
+
+def test_models_of_full_size_are_trained_gently() -> None:
+    for model, rates in (("mdetr-r101", (5e-5, 5e-5)), ("glip-t", (5e-5, 5e-5)), ("glip-tiny", (1e-3, 1e-3))):
+        for changes in ({}, {"data.task": "refcoco"} | needed("refcoco")):
+            found = configure(LearnConfig, {"model": model} | changes)
+            assert (found.dense.rate, found.learning.rate) == rates
+        assert tuning_changes(model) == ({"optimisation.rate": 5e-5} if rates[0] == 5e-5 else {})
+    assert configure(LearnConfig, {"model": "mdetr-r101", "learning.rate": 1e-4}).learning.rate == 1e-4
+
+
 def test_every_task_has_its_settings() -> None:
-    kinds = {task: type(configure(LearnConfig, {"data.task": task}).data) for task in TASKS}
-    assert list(kinds.values()) == [ScenesSettings, SpritesSettings, EasyVqaSettings]
+    made = {task: configure(LearnConfig, {"data.task": task} | needed(task)).data for task in TASKS}
+    kinds = [ScenesSettings, SpritesSettings, EasyVqaSettings, RefcocoSettings, GqaSettings, CocoSettings]
+    assert [type(data) for data in made.values()] == kinds
+    assert all(data.task == task for task, data in made.items())
+    assert made["coco"].model_dump()["train"] == str(Path("train.json").absolute()), "so that a run goes on from anywhere"
     assert EasyVqaSettings().scenes == COUNTS["train"] * 9 // 10
     assert EasyVqaSettings().held_out == COUNTS["test"]
     assert all(SpritesSettings(level=name).level == name for name in OF_SPRITES)
@@ -100,11 +125,13 @@ def test_images_are_dealt_out_to_weights_and_structure() -> None:
     [
         (
             {"data.scenes": 30, "data.images": 4},
-            "settings: data: 30 scenes leave 3 to learn the structure on, a batch has 4; .* 40 ",
+            "settings: data: 30 images leave 3 to learn the structure on, a batch has 4; .* 40 ",
         ),
         ({"data.each": 9}, "settings: data: a batch has 9 texts of an image, of which there are 8"),
         ({"data.level": "odd"}, "settings: data: there is no level 'odd'; there are easy, medium, hard"),
-        ({"data.task": "coco"}, "settings: data: there is no such task; there are scenes, sprites, easy-vqa"),
+        ({"data.task": "nosuch"}, "settings: data: there is no such task; there are scenes, .*, refcoco, gqa, coco"),
+        ({"data.task": "coco"}, r"settings: data\.train: is missing: coco needs it"),
+        (needed("coco") | {"data.task": "coco", "data.each": 2}, r"settings: data\.each: .*1"),
         ({"data.task": "easy-vqa", "data.level": "easy"}, r"settings: data\.level: there is no such setting of easy-vqa"),
         ({"data.task": "easy-vqa", "data.scenes": 3601}, r"settings: data\.scenes: .*3600"),
         ({"data.side": 0}, r"settings: data\.side: .*1"),

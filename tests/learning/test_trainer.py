@@ -13,8 +13,8 @@ import torch
 from inarch.learning import trainer
 from inarch.learning.config import Optimisation
 from inarch.learning.phases import LearnPhase
-from inarch.learning.runs import Workshop
 from inarch.learning.trainer import CHECKPOINT, LOG, Phase, rate_at, read_log, run
+from inarch.learning.workshop import Workshop
 from inarch.structure.errors import InarchError
 
 from tests.learning import tiny

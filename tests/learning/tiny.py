@@ -16,7 +16,8 @@ from inarch.learning.models.glip_config import GlipConfig, SwinConfig
 from inarch.learning.models.mdetr_config import MdetrConfig
 from inarch.learning.models.parts_config import TextConfig, VitConfig
 from inarch.learning.phases import LearnPhase, WeightPhase
-from inarch.learning.runs import Workshop, learn_phase, replaced
+from inarch.learning.runs import learn_phase
+from inarch.learning.workshop import Workshop, replaced
 
 _TEXT = TextConfig(
     family="bert", vocabulary=80, positions=40, width=32, layers=2, heads=2, hidden=128, epsilon=1e-12, dropout=0.0

@@ -29,13 +29,14 @@ OPTIONS = [*SMALL, "--distil", "2", *(part for setting in SETS for part in ("--s
 
 @pytest.fixture(scope="module", autouse=True)
 def small_presets() -> Iterator[None]:
-    from inarch.learning import runs
+    from inarch.learning import runs, workshop
 
     from tests.learning import tiny
     from tests.learning.exported import export
 
     with tiny.presets(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "export_model", export)
+        for module in (runs, workshop):
+            patch.setattr(module, "export_model", export)
         yield
 
 
@@ -148,6 +149,34 @@ def test_every_task_goes_the_whole_way(
     assert Session(out).outputs == Session(document["model"]).outputs
 
 
+@pytest.mark.parametrize(("task", "model"), [("refcoco", "small"), ("gqa", "small"), ("coco", "small-glip")])
+def test_files_of_ones_own_go_the_whole_way(tmp_path: Path, inarch: Run, task: str, model: str) -> None:
+    for package in ("PIL", "tokenizers", "pycocotools"):
+        pytest.importorskip(package)
+    from tests.learning.tasks.annotated import make_files
+
+    files = make_files(tmp_path)
+    given = {"train": f"{task}-train.json", "held-out": f"{task}-test.json", "images": "", "tokenizer": "tokenizer.json"}
+    given |= {"answers": "answers.json"} if task == "gqa" else {}
+    options = [part for name, file in given.items() for part in (f"--{name}", str(files / file))]
+    side = ["--set", "data.short=64" if model == "small-glip" else "data.short=48", "--set", "data.longest=96"]
+    run, out = tmp_path / "run", tmp_path / "compiled.onnx"
+    start = ["--model", model, "--task", task, *options, *side, "--steps", "2,3", "--keep", "0.85"]
+    done = inarch("learn", *start, "--out", run)
+    assert done.code == 0, done.err
+    tuned = inarch("tune", run, "--steps", "2", "--json")
+    assert tuned.code == 0, tuned.err
+    document = json.loads(tuned.out)
+    assert document["splits"].keys() == {"test"}
+    assert inarch("compile", document["model"], run / "plan.json", "--out", out).code == 0
+    judged = inarch("evaluate", out, "--run", run, "--json")
+    assert judged.code == 0, judged.err
+    found = json.loads(judged.out)
+    assert found["task"] == document["task"]
+    for name, value in document["splits"]["test"].items():
+        assert found["model"]["overall"][name] == pytest.approx(value, abs=1e-6), name
+
+
 @pytest.mark.parametrize("task", ["sprites", "easy-vqa"])
 def test_without_its_data_a_task_says_what_to_fetch(
     tmp_path: Path, inarch: Run, monkeypatch: pytest.MonkeyPatch, task: str
@@ -198,14 +227,17 @@ def test_options_go_before_a_configuration(tmp_path: Path, inarch: Run) -> None:
         (["--set", "structure.keep=half"], "structure.keep"),
         (["--set", "structure.generator=luck"], "structure.generator"),
         (["--set", "structure.freeze=0.9", "--set", "structure.arrive=0.8"], "before the gates are frozen"),
-        (["--set", "data.scenes=20"], "20 scenes leave 2"),
+        (["--set", "data.scenes=20"], "20 images leave 2"),
         (["--keep", "0"], "structure.keep"),
         (["--keep", "1.5"], "structure.keep"),
         (["--steps", "3"], "two numbers"),
         (["--steps", "0,3"], "dense.steps"),
         (["--seed", "-1"], "--seed"),
         (["--sharing", "all"], "--sharing"),
-        (["--task", "coco"], "--task"),
+        (["--task", "nosuch"], "--task"),
+        (["--task", "coco"], "--train: is missing"),
+        (["--task", "gqa", "--train", "a", "--held-out", "b", "--images", "c", "--tokenizer", "d"], "--answers: is missing"),
+        (["--train", "a.json"], "data.train: there is no such setting of scenes"),
         (["--task", "easy-vqa"], "data.level: there is no such setting of easy-vqa"),
         (["--device", "tpu"], "no device"),
         (["--weights", "nosuch.safetensors"], "nosuch.safetensors"),

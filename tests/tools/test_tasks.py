@@ -19,6 +19,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("PIL")
 
 from inarch.learning.tasks.aims import Aim
+from inarch.learning.tasks.glip_boxes import levels_of
 from inarch.learning.tasks.scenes.words import SCENES
 from inarch.learning.tasks.sprites import package
 from inarch.learning.tasks.sprites.words import SPRITES
@@ -27,7 +28,7 @@ from inarch.runtime.face import Face, face_of, runner
 from inarch.runtime.session import Session
 from inarch.structure.errors import DataError, InarchError, RuntimeFailure
 from inarch.tools import tasks
-from inarch.tools.subject import Subject, Wanted, levels_of
+from inarch.tools.subject import Subject, Wanted
 from inarch.tools.tasks import NAMES, open_subject
 
 from tests.learning.tasks.emoji import make_packages

@@ -36,7 +36,7 @@ from inarch.tools.benchmarks.accuracy_grid import (
 if TYPE_CHECKING:
     from inarch.learning.config import TuneConfig
     from inarch.learning.methods import Outcome
-    from inarch.learning.runs import Workshop
+    from inarch.learning.workshop import Workshop
 
 
 def compute(cell: Cell, shop: Workshop) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def tuned(cell: Cell, shop: Workshop, outcome: Outcome | None = None) -> dict[st
 
 def _of_cell(cell: Cell, shop: Workshop) -> Workshop:
     """The workshop with the cell's seed and fraction."""
-    from inarch.learning.runs import replaced
+    from inarch.learning.workshop import replaced
 
     config = base_config(cell.seed, cell.setting)
     structure = config.structure.model_copy(update={"keep": cell.keep})
@@ -222,7 +222,7 @@ def _fill(args: argparse.Namespace) -> int:
 
 def _opened(setting: str) -> Workshop | InarchError:
     """What a setting's cells need; or why they are left out, which is said: some data have to be fetched first."""
-    from inarch.learning.runs import workshop
+    from inarch.learning.workshop import workshop
 
     try:
         return workshop(base_config(0, setting))

@@ -26,8 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/measurements"))
     args = parser.parse_args(argv)
     from inarch.learning.config import LearnConfig, configure
-    from inarch.learning.runs import learn_phase, workshop
+    from inarch.learning.runs import learn_phase
     from inarch.learning.trainer import use_threads
+    from inarch.learning.workshop import workshop
 
     use_threads(args.threads)
     config = configure(LearnConfig, {"data.scenes": 1000, "learning.steps": 1_000_000, "precision": args.precision})

@@ -9,14 +9,19 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from inarch.learning.tasks.boxes import giou
 from inarch.learning.tasks.boxes import to_corners as numpy_corners
+from inarch.learning.tasks.coco_files import GQA_TYPES
 from inarch.learning.tasks.mdetr_loss import (
     NO_OBJECT,
     TEMPERATURE,
+    answer_divergence,
+    answer_loss,
     contrast,
     corners,
+    divergence,
     generalised_iou,
     layer_losses,
     match,
@@ -197,3 +202,48 @@ def test_nan_outputs_give_a_nan_loss() -> None:
     out["logits"][0] = torch.nan
     losses = layer_losses(out, batch(), torch.tensor(4.0))
     assert math.isnan(float(losses["tokens"]))
+
+
+def said_of(seed: int, rows: int) -> dict[str, Tensor]:
+    """Answers of all heads, and another output beside them."""
+    rng = torch.Generator().manual_seed(seed)
+    sizes = {"logits": 9, "answer_type": 5, **{f"answer_{kind}": 2 + number for number, kind in enumerate(GQA_TYPES)}}
+    return {name: torch.randn(rows, size, generator=rng) for name, size in sizes.items()}
+
+
+def test_an_answer_costs_its_type_and_its_place_among_the_types_answers() -> None:
+    types, answers = torch.tensor([0, 2, 2, 4, 1, 3]), torch.tensor([1, 0, 3, 5, 2, 4])
+    batch, said = {"answer_types": types, "answers": answers}, said_of(0, 6)
+    likely = [
+        said["answer_type"].log_softmax(-1)[row, kind] + said[f"answer_{GQA_TYPES[kind]}"].log_softmax(-1)[row, answer]
+        for row, (kind, answer) in enumerate(zip(types.tolist(), answers.tolist(), strict=True))
+    ]
+    torch.testing.assert_close(answer_loss(said, batch), -torch.stack(likely).mean())
+    halves = [
+        answer_loss({name: value[part] for name, value in said.items()}, {name: value[part] for name, value in batch.items()})
+        for part in (slice(0, 3), slice(3, 6))
+    ]
+    torch.testing.assert_close(sum(halves) / 2, answer_loss(said, batch))
+
+
+def test_a_plain_answer_is_one_heads_and_may_not_be_asked() -> None:
+    answers = torch.tensor([2, -1, 0])
+    logits = said_of(1, 3)["answer_rel"]
+    expected = F.cross_entropy(logits[[0, 2]], answers[[0, 2]])
+    torch.testing.assert_close(answer_loss({"answer": logits}, {"answers": answers}), expected)
+
+
+def test_answers_are_compared_with_a_teachers_where_they_were_asked() -> None:
+    types, answers = torch.tensor([0, 2, 2]), torch.tensor([1, 0, 3])
+    batch, mine, theirs = {"answer_types": types, "answers": answers}, said_of(0, 3), said_of(1, 3)
+    assert float(answer_divergence(mine, mine, batch)) == pytest.approx(0, abs=1e-6)
+    apart = [
+        divergence(mine[name][row], theirs[name][row])
+        for row, kind in enumerate(types.tolist())
+        for name in ("answer_type", f"answer_{GQA_TYPES[kind]}")
+    ]
+    torch.testing.assert_close(answer_divergence(mine, theirs, batch), torch.stack(apart).sum() / 3)
+    plain = {"answers": torch.tensor([2, -1, 0])}
+    one = [divergence(mine["answer_rel"][row], theirs["answer_rel"][row]) for row in (0, 2)]
+    found = answer_divergence({"logits": mine["logits"], "answer": mine["answer_rel"]}, {"answer": theirs["answer_rel"]}, plain)
+    torch.testing.assert_close(found, torch.stack(one).sum() / 3)

@@ -1,0 +1,163 @@
+"""Annotations of one's own in COCO's format as a world: RefCOCO and GQA as MDETR's releases write them, and COCO detection.
+
+A file has one kind of annotation, so that everything is learned on that. What would fail in the middle of a run (an image that is
+not there, a text that is too long, an answer without a class) is refused before it begins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from inarch.learning.config import FilesSettings, GqaSettings, validated
+from inarch.learning.models.mdetr import GQA_HEADS
+from inarch.learning.models.mdetr_config import MdetrConfig
+from inarch.learning.models.registry import Config
+from inarch.learning.models.text import padding_id
+from inarch.learning.tasks.aims import OF_FILES, Aim
+from inarch.learning.tasks.coco_courses import CocoCourse, FilesCourse, GqaCourse, RefcocoCourse
+from inarch.learning.tasks.coco_files import GQA_TYPES, read_answers_by_type
+from inarch.learning.tasks.coco_images import GLIP, MDETR
+from inarch.learning.tasks.coco_open import FileTask, check_model, open_annotations, rows_of, text_of
+from inarch.learning.tasks.coco_tasks import Detection, Gqa, Referring, Source
+from inarch.learning.tasks.coco_tokens import FileTokenizer
+from inarch.learning.tasks.glip_trainee import check_side
+from inarch.structure.errors import DataError, InarchError
+
+_AT_ONCE = 4096
+"""Texts that are tokenised at once."""
+
+
+class FilesWorld:
+    """A file of annotations to train on, and one to be judged by.
+
+    Args:
+        settings: the files.
+        model: what is trained.
+
+    Attributes:
+        levels: of a GLIP's pyramid; None for an MDETR.
+        source: of images and tokens, as the model wants them.
+
+    Raises:
+        InarchError: the model has no outputs for these annotations.
+        DataError: there is no such tokenizer.
+    """
+
+    splits = ("test",)
+
+    def __init__(self, settings: FilesSettings, model: Config) -> None:
+        self.settings = settings
+        self.levels = None if isinstance(model, MdetrConfig) else model.levels
+        glip = self.levels is not None
+        check_model(settings.task, glip=glip)
+        self.kinds: tuple[Aim, ...] = (OF_FILES[settings.task],)
+        self.first: Aim = self.kinds[0]
+        self.side, self.batch = settings.short, settings.images
+        base = GLIP if glip else MDETR
+        multiple = base.multiple if glip or model.vision.kind != "vit" else model.vision.stride
+        preparation = replace(base, short=settings.short, longest=settings.longest, multiple=multiple)
+        self.tokenizer = FileTokenizer(Path(settings.tokenizer))
+        longest = min(model.text.longest, model.spans) if isinstance(model, MdetrConfig) else model.text.longest
+        self.source = Source(Path(settings.folder), self.tokenizer, preparation, longest, mask=not glip)
+
+    @cached_property
+    def train(self) -> FileTask:
+        """What is trained on, as a task.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        return self._open(self.settings.train)
+
+    @cached_property
+    def held_out(self) -> FileTask:
+        """What is judged on.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        return self._open(self.settings.held_out)
+
+    def _open(self, file: str) -> FileTask:
+        answers = Path(self.settings.answers) if isinstance(self.settings, GqaSettings) else None
+        return open_annotations(self.settings.task, Path(file), self.source, answers, glip=self.levels is not None)
+
+    def fitted(self, config: Config) -> Config:
+        """A model's configuration for these words, and the released heads for questions; everything is looked through.
+
+        Raises:
+            InarchError: the tokenizer is not the model's, a head has too few classes, or images are too few or too small.
+            DataError: a file cannot be read, an image is not there, or a text is too long.
+        """
+        pad, wanted = self.tokenizer.pad_token_id, padding_id(config.text)
+        if config.text.family == "roberta" and pad != wanted:
+            raise InarchError(f"the padding token is {pad}, the model's {wanted}", where=self.settings.tokenizer)
+        if self.levels is not None:
+            check_side(self.source.preparation.padded([(self.side, self.side)])[0])
+        text = config.text.model_copy(update={"vocabulary": max(config.text.vocabulary, self.tokenizer.vocabulary)})
+        changes: dict[str, Any] = {"text": text.model_dump()}
+        if isinstance(config, MdetrConfig) and isinstance(self.settings, GqaSettings):
+            _check_classes(self.settings.answers)
+            if config.answers != "gqa":
+                changes |= {"answers": "gqa", "answer_layer": config.decoder_layers - 1}
+        for task in (self.train, self.held_out):
+            self._look_through(task)
+        self.course(self.first)
+        made: Config = validated(type(config), config.model_dump() | changes, "--model")
+        return made
+
+    def _look_through(self, task: FileTask) -> None:
+        """Refuse images that are not there, and texts that the model does not take."""
+        for name in dict.fromkeys(row.file_name for row in rows_of(task)):
+            if not (self.source.folder / name).is_file():
+                raise DataError(f"{name!r} is not in the folder of images", where=str(self.source.folder))
+        if not isinstance(task, Detection):
+            for start in range(0, task.samples, _AT_ONCE):
+                self.source.texts([text_of(task, row) for row in range(start, min(start + _AT_ONCE, task.samples))])
+
+    @cached_property
+    def _course(self) -> FilesCourse:
+        if isinstance(self.train, Gqa):
+            return GqaCourse(self.train, self.settings)
+        if isinstance(self.train, Referring):
+            return RefcocoCourse(self.train, self.settings, self.levels)
+        assert self.levels is not None
+        return CocoCourse(self.train, self.settings, self.levels)
+
+    def course(self, kind: Aim) -> FilesCourse:
+        """Training on the one kind.
+
+        Raises:
+            InarchError: something else is wanted.
+        """
+        self._check(kind)
+        return self._course
+
+    def task(self, kind: Aim, split: str = "test") -> FileTask:
+        """What is held out.
+
+        Raises:
+            InarchError: something else is wanted, or there is no such split.
+        """
+        self._check(kind)
+        if split not in self.splits:
+            raise InarchError(f"{self.settings.task} has no split {split!r}", hint=f"there is {self.splits[0]}")
+        return self.held_out
+
+    def _check(self, kind: Aim) -> None:
+        if kind not in self.kinds:
+            raise InarchError(
+                f"there is no {kind} on {self.settings.task}", where="--task", hint=f"there is {', '.join(self.kinds)}"
+            )
+
+
+def _check_classes(path: str) -> None:
+    """Refuse a vocabulary with classes that the released heads do not have."""
+    answers = read_answers_by_type(path)
+    for kind in GQA_TYPES:
+        largest = max(answers[kind].values())
+        if largest >= GQA_HEADS[kind]:
+            raise InarchError(f"answer_{kind} has the class {largest}, the head {GQA_HEADS[kind]} classes", where=path)
