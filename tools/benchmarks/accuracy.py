@@ -2,13 +2,14 @@
 
 A cell is a file in the store, written when it is done and never computed again, so that the grid is filled over several runs and
 machines. Every setting that a cell depends on is in its name's hash; whoever changes what a method does with them, removes its
-cells. All methods of a seed start from one dense model and get as
-many steps; see :mod:`inarch.learning.methods`. ``--table`` only prints what there is.
+cells. All methods of a seed start from one dense model and get as many steps; see :mod:`inarch.learning.methods`. A machine on
+which that model comes out differently fills other seeds. ``--table`` only prints what there is.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from inarch.tools.benchmarks.accuracy_grid import (
     WORK,
     Cell,
     base_config,
+    check_start,
     dense_key,
     grid,
     key_of,
@@ -45,12 +47,15 @@ def compute(cell: Cell, shop: Workshop) -> dict[str, Any]:
     from inarch.learning.tally import backbone_parameters, tally
     from inarch.tools.benchmarks.accuracy_report import pack
 
+    dense = start_of(cell, shop)
+    check_start(cell, dense, stored(STORE))
     outcome, record = learned(cell, _of_cell(cell, shop))
     start = time.monotonic()
     weights = tuned(cell, shop, outcome)
     judged = judge(outcome.shop, weights, tuning_of(cell).kind)
     result: dict[str, Any] = {
         "cell": asdict(cell),
+        "dense": dense,
         "parameters": shop.table.parameters,
         "planned": outcome.planned,
         "stored": outcome.stored,
@@ -69,6 +74,17 @@ def compute(cell: Cell, shop: Workshop) -> dict[str, Any]:
         inside, kept = backbone_parameters(outcome.plan, shop.table)
         result["backbones"] = kept / inside
     return result
+
+
+def start_of(cell: Cell, shop: Workshop) -> str:
+    """Digest of the dense model that all cells of the seed start from, which is trained if it is not there."""
+    from inarch.learning.folders import DENSE
+    from inarch.learning.runs import train_dense
+    from inarch.learning.trainer import accelerator
+
+    folder = WORK / dense_key(cell.seed, cell.setting)
+    train_dense(_of_cell(cell, shop), folder, accelerator(shop.config.precision, "cpu"))
+    return hashlib.sha256((folder / DENSE).read_bytes()).hexdigest()[:16]
 
 
 def tuning_of(cell: Cell) -> TuneConfig:
@@ -173,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--keeps", default="", help="kept fractions, with commas between")
     parser.add_argument("--distilled", action=argparse.BooleanOptionalAction, help="only, or none, of what is distilled")
     parser.add_argument("--taught", action=argparse.BooleanOptionalAction, help="only, or none, of what is distilled throughout")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="how many; a dense model comes out the same with as many")
     args = parser.parse_args(argv)
     from inarch.tools.benchmarks.accuracy_report import write_report
 

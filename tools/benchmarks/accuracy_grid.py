@@ -10,6 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from inarch.structure.errors import InarchError
+
 if TYPE_CHECKING:
     from inarch.learning.config import LearnConfig
 
@@ -136,8 +138,9 @@ def grid() -> Iterator[Cell]:
         for keep in (0.5, 0.65, 0.3, 0.2):
             for method in ("joint", "prune", "uniform", "magnitude", "scratch"):
                 yield Cell("referring", method, keep, seed)
-    for method in ABLATIONS:
-        yield Cell("referring", method, 0.4, 0)
+    for seed in range(2):
+        for method in ABLATIONS:
+            yield Cell("referring", method, 0.4, seed)
     for seed in (3, 4):
         for method, keep in (("dense", 1.0), ("joint", 0.6), ("prune", 0.6), ("uniform", 0.6)):
             yield Cell("referring", method, keep, seed)
@@ -219,6 +222,27 @@ def _settings(cell: Cell) -> dict[str, Any]:
 
 def _digest(settings: object) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def check_start(cell: Cell, dense: str, others: Mapping[Cell, Mapping[str, Any]]) -> None:
+    """Refuse a cell beside others of its seed that started from another dense model: differences would not be paired.
+
+    Args:
+        cell: to be computed.
+        dense: digest of the dense model here.
+        others: what is stored.
+
+    Raises:
+        InarchError: one of the same setting and seed has another digest, or none.
+    """
+    for other, result in others.items():
+        if (other.setting, other.seed) == (cell.setting, cell.seed) and result.get("dense") != dense:
+            known = result.get("dense", "not known")
+            raise InarchError(
+                f"the dense model of seed {cell.seed} here is {dense}, that of {key_of(other)} is {known}",
+                where=str(WORK / dense_key(cell.seed, cell.setting)),
+                hint="on an equal processor --threads 1 makes the same one; or remove this seed's cells and fill them anew",
+            )
 
 
 def stored(store: Path) -> dict[Cell, dict[str, Any]]:
