@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -275,7 +276,8 @@ def tune(
     teacher = None if not config.distil else _teacher(shop, run_folder, config)
     claim(document, folder, place)
     weights = tune_weights(shop, source, plan, config, folder, place, teacher, progress)
-    judged = {split: judge(shop, weights, config.kind, split=split, progress=progress) for split in shop.world.splits}
+    where = place.device
+    judged = {one: judge(shop, weights, config.kind, split=one, device=where, progress=progress) for one in shop.world.splits}
     if place.is_main_process:
         keep_weights(weights, folder / WEIGHTS)
         write(summary(judged), folder / EVALUATION)
@@ -369,8 +371,9 @@ def judge(
     *,
     limit: int | None = None,
     split: str = "test",
+    device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Evaluation:
     """A trainee's weights on held-out samples."""
-    model = as_model(shop.build(model_weights(weights)).eval())
+    model = as_model(shop.build(model_weights(weights)).eval().to(device))
     return evaluate(model, shop.world.task(kind, split), batch=shop.world.batch, limit=limit, progress=progress)

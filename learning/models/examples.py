@@ -31,6 +31,7 @@ def texts(rng: torch.Generator, batch: int, length: int, vocabulary: int, paddin
 
 @torch.no_grad()
 def run_eager(model: nn.Module, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """What a model says of arrays, as arrays; inputs and outputs go by name."""
-    outputs = model(**{name: torch.from_numpy(array) for name, array in feeds.items()})
-    return {name: tensor.numpy() for name, tensor in outputs.items()}
+    """What a model says of arrays, wherever it is, as arrays; inputs and outputs go by name."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    outputs = model(**{name: torch.from_numpy(array).to(device) for name, array in feeds.items()})
+    return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}

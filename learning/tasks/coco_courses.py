@@ -235,19 +235,18 @@ class CocoCourse(FilesCourse):
         self.file = task.file
         ids, mask, phrases = prompt(task.file, task.source)
         self._text = {"input_ids": ids, "attention_mask": mask}
-        names = np.zeros((len(phrases), ids.shape[1]), np.bool_)
+        self._names = np.zeros((len(phrases), ids.shape[1]), np.bool_)
         for row, tokens in enumerate(phrases):
-            names[row, tokens] = True
-        category = {item.id: names[row] for row, item in enumerate(task.file.categories)}
+            self._names[row, tokens] = True
+        category = {item.id: row for row, item in enumerate(task.file.categories)}
         self._boxes: list[Floats] = []
-        self._spans: list[npt.NDArray[np.bool_]] = []
+        self._categories: list[Indices] = []
         for row, image in enumerate(task.file.images):
             real = [box for box in task.truth(row) if not box.iscrowd]
             corners = _inside(coco_to_corners(np.asarray([box.bbox for box in real], np.float64).reshape(-1, 4)), [image])
             there = (corners[:, 2:] > corners[:, :2]).all(1)
-            spans = np.asarray([category[box.category_id] for box in real], np.bool_).reshape(-1, ids.shape[1])
             self._boxes.append(corners[there])
-            self._spans.append(spans[there])
+            self._categories.append(np.asarray([category[box.category_id] for box in real], np.int64)[there])
 
     def texts(self, picks: Sequence[int]) -> dict[str, npt.NDArray[np.int64]]:
         """The same for all."""
@@ -258,7 +257,7 @@ class CocoCourse(FilesCourse):
         placed = self.placed([self._boxes[row] for row in picks], frames)
         spans = np.zeros((*placed["box_mask"].shape, mask.shape[1]), np.bool_)
         for row, pick in enumerate(picks):
-            spans[row, : len(self._spans[pick])] = self._spans[pick]
+            spans[row, : len(self._categories[pick])] = self._names[self._categories[pick]]
         return {**placed, "spans": spans, "answers": np.full(len(picks), -1)}
 
 
