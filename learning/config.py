@@ -3,54 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from inarch.learning.data_config import TASKS, Data, ScenesSettings, task_of
 from inarch.learning.families import Sharing
 from inarch.learning.hypernetwork import Kind
 from inarch.learning.models import registry
 from inarch.learning.models.glip_config import GlipConfig
-from inarch.learning.tasks.aims import Aim
-from inarch.learning.tasks.scenes.world import LEVELS
+from inarch.learning.settings import Count, FilePath, Fraction, Rate, Settings, Share, filled
+from inarch.learning.tasks.aims import OF_FILES, Aim
 from inarch.structure.errors import InarchError
 
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0)]
 
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _complete(cls, values: Any) -> Any:
-        """What a section leaves out has the default that it has here, which need not be the section's own."""
-        if not isinstance(values, Mapping):
-            return values
-        return _filled(values, {name: field.default.model_dump(exclude_unset=True) for name, field in cls._sections()})
-
-    @classmethod
-    def _sections(cls) -> list[tuple[str, Any]]:
-        return [(name, field) for name, field in cls.model_fields.items() if isinstance(field.default, _Settings)]
-
-
-def _filled(values: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Values with what their sections leave out; a section that is no mapping is whole already."""
-    filled = dict(values)
-    for name, section in defaults.items():
-        given = values.get(name, {})
-        if section and isinstance(given, Mapping):
-            filled[name] = {**section, **given}
-    return filled
-
-
-class Optimisation(_Settings):
+class Optimisation(Settings):
     """AdamW with a linear warm-up and a cosine to a fiftieth of the rate.
 
     Attributes:
@@ -72,7 +41,7 @@ class Optimisation(_Settings):
     interval: Count = 500
 
 
-class StructureSettings(_Settings):
+class StructureSettings(Settings):
     """How a structure is learned.
 
     Attributes:
@@ -146,182 +115,8 @@ class StructureSettings(_Settings):
 
 _FILLED: Mapping[str, tuple[str, ...]] = {"none": (), "ffn": ("hidden",), "all": ("hidden", "qk", "vo", "vo2")}
 
-STRUCTURE_PART = 0.1
-"""Share of the images that the structure is learned on; the others are the weights'."""
 
-
-def weights_part(images: int, batch: int) -> int:
-    """How many of the images, from the first on, the weights learn from; the others are the structure's.
-
-    Args:
-        images: that there are.
-        batch: images of a batch, each of which is in it once.
-
-    Raises:
-        ValueError: one of the two parts does not fill a batch.
-    """
-    edge = int(images * (1 - STRUCTURE_PART))
-    if batch > min(edge, images - edge):
-        least = int(batch / STRUCTURE_PART + 0.999)
-        raise ValueError(
-            f"{images} images leave {images - edge} to learn the structure on, a batch has {batch}; at least {least} are needed"
-        )
-    return edge
-
-
-class DataSettings(_Settings):
-    """What every task's data have.
-
-    Attributes:
-        task: which.
-        images, each: images a batch, texts of each.
-    """
-
-    task: str
-    images: Count = 16
-    each: Count = 4
-
-
-class CountedSettings(DataSettings):
-    """Data of which there is as much as is asked for.
-
-    Attributes:
-        scenes: images to train on.
-        held_out: images that are judged on.
-    """
-
-    scenes: Count = 12000
-    held_out: Count = 2500
-
-    @property
-    def edge(self) -> int:
-        """Images before this one are the weights', the others the structure's."""
-        return weights_part(self.scenes, self.images)
-
-    @model_validator(mode="after")
-    def _fill_a_batch(self) -> Self:
-        weights_part(self.scenes, self.images)
-        return self
-
-
-class DrawnSettings(CountedSettings):
-    """Generated images.
-
-    Attributes:
-        level: how hard: easy, medium or hard.
-        texts: of each image, to train on.
-        judged: of each image, to be judged on.
-        side: of an image, in pixels.
-        seed: of the data.
-    """
-
-    level: str = "medium"
-    texts: Count = 8
-    judged: Count = 4
-    side: Count = 48
-    seed: Annotated[int, Field(ge=0)] = 0
-
-    @model_validator(mode="after")
-    def _can_be_drawn(self) -> Self:
-        if self.level not in LEVELS:
-            raise ValueError(f"there is no level {self.level!r}; there are {', '.join(LEVELS)}")
-        if self.each > self.texts:
-            raise ValueError(f"a batch has {self.each} texts of an image, of which there are {self.texts}")
-        return self
-
-
-class ScenesSettings(DrawnSettings):
-    """Scenes of plain shapes; see :mod:`inarch.learning.tasks.scenes`."""
-
-    task: Literal["scenes"] = "scenes"
-
-
-class SpritesSettings(DrawnSettings):
-    """Scenes of emoji; see :mod:`inarch.learning.tasks.sprites`. They need more pixels to be told apart."""
-
-    task: Literal["sprites"] = "sprites"
-    side: Count = 64
-
-
-class EasyVqaSettings(CountedSettings):
-    """easy-VQA; see :mod:`inarch.learning.tasks.easy_vqa`. All that there is, unless less is asked for."""
-
-    task: Literal["easy-vqa"] = "easy-vqa"
-    scenes: Annotated[int, Field(ge=1, le=3600)] = 3600
-    held_out: Annotated[int, Field(ge=1, le=1000)] = 1000
-
-
-FilePath = Annotated[str, Field(min_length=1), AfterValidator(os.path.abspath)]
-"""Of a file or a folder; absolute in the run's folder, so that the run can go on from anywhere."""
-
-
-class FilesSettings(DataSettings):
-    """Annotations of one's own in COCO's format; see :mod:`inarch.learning.tasks.coco_world`.
-
-    Attributes:
-        train, held_out: files of annotations, to train on and to be judged on.
-        folder: of the images.
-        tokenizer: the model's ``tokenizer.json``.
-        short, longest: the length that an image's short side is given, unless the long side became longer than this.
-    """
-
-    train: FilePath
-    held_out: FilePath
-    folder: FilePath
-    tokenizer: FilePath
-    short: Count = 800
-    longest: Count = 1333
-    images: Count = 4
-    each: Count = 2
-
-
-class RefcocoSettings(FilesSettings):
-    """Referring expressions, in the form of MDETR's ``finetune_refcoco_train.json``."""
-
-    task: Literal["refcoco"] = "refcoco"
-
-
-class GqaSettings(FilesSettings):
-    """Questions, in the form of MDETR's ``finetune_gqa_train_balanced.json``.
-
-    Attributes:
-        answers: the vocabulary of each type, as ``gqa_answer2id_by_type.json``.
-    """
-
-    task: Literal["gqa"] = "gqa"
-    answers: FilePath
-
-
-class CocoSettings(FilesSettings):
-    """Objects to detect, in the form of COCO's ``instances_train2017.json``. All images have one text."""
-
-    task: Literal["coco"] = "coco"
-    each: Literal[1] = 1
-
-
-TASKS = ("scenes", "sprites", "easy-vqa", "refcoco", "gqa", "coco")
-
-
-def _task_of(data: Any) -> Any:
-    """The task that data settings are for, scenes where they do not say it."""
-    return data.get("task", "scenes") if isinstance(data, Mapping) else getattr(data, "task", None)
-
-
-Data = Annotated[
-    Annotated[ScenesSettings, Tag("scenes")]
-    | Annotated[SpritesSettings, Tag("sprites")]
-    | Annotated[EasyVqaSettings, Tag("easy-vqa")]
-    | Annotated[RefcocoSettings, Tag("refcoco")]
-    | Annotated[GqaSettings, Tag("gqa")]
-    | Annotated[CocoSettings, Tag("coco")],
-    Discriminator(
-        _task_of, custom_error_type="task", custom_error_message=f"there is no such task; there are {', '.join(TASKS)}"
-    ),
-]
-"""What is trained on: one task's settings."""
-
-
-class LearnConfig(_Settings):
+class LearnConfig(Settings):
     """Everything that a run of ``inarch learn`` depends on.
 
     Attributes:
@@ -343,7 +138,7 @@ class LearnConfig(_Settings):
     learning: Optimisation = Optimisation(steps=3000, rate=1e-3)
     structure: StructureSettings = StructureSettings()
     distil: Annotated[float, Field(ge=0)] = 0.0
-    weights: str | None = None
+    weights: FilePath | None = None
     precision: Literal["no", "bf16", "fp16"] = "no"
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -354,8 +149,12 @@ class LearnConfig(_Settings):
         if not isinstance(values, Mapping):
             return values
         wanted = preferences(values.get("model", cls.model_fields["model"].default))
-        drawn = _task_of(values.get("data", {})) in ("scenes", "sprites")
-        return _filled(values, wanted if drawn else {name: of for name, of in wanted.items() if name != "data"})
+        task = task_of(values.get("data", {}))
+        if task not in ("scenes", "sprites"):
+            wanted.pop("data", None)
+        if task in OF_FILES and is_glip(values.get("model", "")):
+            wanted["data"] = {"each": 1}  # it would see an image as often as there are texts about it
+        return filled(values, wanted)
 
 
 def preferences(model: str) -> dict[str, dict[str, Any]]:
@@ -363,9 +162,13 @@ def preferences(model: str) -> dict[str, dict[str, Any]]:
 
     GLIP's coarsest map has a cell every 32 pixels or more, and at MDETR's rate its training is unsteady.
     """
-    glip = isinstance(registry.PRESETS.get(model), GlipConfig)
-    wanted: dict[str, dict[str, Any]] = {"data": {"side": 64}, "dense": {"rate": 1e-3}} if glip else {}
+    wanted: dict[str, dict[str, Any]] = {"data": {"side": 64}, "dense": {"rate": 1e-3}} if is_glip(model) else {}
     return wanted | {name: {"rate": _FULL_RATE} for name in ("dense", "learning") if is_full(model)}
+
+
+def is_glip(model: str) -> bool:
+    """Whether a preset is a GLIP."""
+    return isinstance(registry.PRESETS.get(model), GlipConfig)
 
 
 def is_full(model: str) -> bool:
@@ -385,7 +188,7 @@ def tuning_changes(model: str) -> dict[str, Any]:
     return {"optimisation.rate": _FULL_RATE} if is_full(model) else {}
 
 
-class TuneConfig(_Settings):
+class TuneConfig(Settings):
     """Everything that a run of ``inarch tune`` depends on.
 
     Attributes:

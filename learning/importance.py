@@ -35,7 +35,7 @@ def importance(
         space: the gates.
         units: the model's units.
         trainee: gives losses by name; the model is under ``model``.
-        batches: to average over.
+        batches: to average over; this process's parts of them.
         place: the device, and in which precision the trainee computes.
     """
     parameters = dict(trainee.get_submodule("model").named_parameters())
@@ -48,6 +48,8 @@ def importance(
             losses = trainee(batch)
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
         found = torch.autograd.grad(total, list(learned.values()), allow_unused=True, materialize_grads=True)
+        if place.num_processes > 1:
+            found = tuple(place.reduce(gradient, "mean") for gradient in found)
         gradients = still | dict(zip(learned, found, strict=True))
         with torch.no_grad():
             for key in space.axes:

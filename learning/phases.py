@@ -224,7 +224,7 @@ class LearnPhase:
         self._filled = structure.filled
         share = SHUT if self._filled else structure.share_offset
         self._weights = _Weights(trainee, course, settings, place, seed)
-        prior = self._prior(course) if structure.prior else None
+        prior = self._prior() if structure.prior else None
         start = space.offsets(structure.keep_offset, share, structure.head_offset, prior)
         for base in space.readers:
             if base[1] in self._filled:
@@ -241,10 +241,10 @@ class LearnPhase:
         # The last step is the weights' in any case, on a frozen structure.
         self._freeze = min(self._freeze, settings.steps - 1)
 
-    def _prior(self, course: Course) -> dict[Key, Tensor]:
+    def _prior(self) -> dict[Key, Tensor]:
         """What the gates of units start with, the same in every process: by what each is worth to the dense model."""
-        numbers = (tensors(course.batch(self.seed, number, "structure"), self.place.device) for number in range(BATCHES))
-        found = importance(self.space, self.units, self._weights.raw, numbers, self.place)
+        batches = (self._weights.batch(number, "structure") for number in range(BATCHES))
+        found = importance(self.space, self.units, self._weights.raw, batches, self.place)
         return {key: self.structure.prior * value.cpu() for key, value in standing(self.space, found).items()}
 
     def step(self, number: int) -> dict[str, float]:

@@ -53,16 +53,30 @@ def as_model(model: nn.Module) -> Model:
     return call
 
 
-def train_dense(shop: Workshop, folder: Path, place: Accelerator, progress: Progress | None = None) -> dict[str, Tensor]:
-    """Dense pre-training; returns the trainee's weights, auxiliary heads included, and keeps them in the folder."""
+def train_dense(
+    shop: Workshop,
+    folder: Path,
+    place: Accelerator,
+    progress: Progress | None = None,
+    given: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Dense pre-training; returns the trainee's weights, auxiliary heads included, and keeps them in the folder.
+
+    Args:
+        shop: the run.
+        folder: where they are kept.
+        place: processes and device.
+        progress: called after every step.
+        given: a trainee's weights to take instead.
+    """
     course, config = shop.pretraining(), shop.config
 
     def phase(module: nn.Module) -> WeightPhase:
         return WeightPhase("dense", module, course, config.dense, place, config.seed)
 
     def trained() -> dict[str, Tensor]:
-        if config.weights is not None:
-            return shop.given()
+        if given is not None:
+            return dict(given)
         return _trained(shop.trainee(course), None, shop, phase, folder / "dense", place, progress)
 
     return _once(folder, DENSE, place, trained)
@@ -217,8 +231,9 @@ def learn(config: LearnConfig, folder: Path, *, device: str | None = None, progr
     refuse_another(document, folder, "go on with that one (inarch learn --resume), or take another folder")
     shop = workshop(config)  # what cannot be set up leaves no folder behind
     _check(shop, place)
+    given = shop.given() if config.weights is not None and not (folder / DENSE).exists() else None
     claim(document, folder, place)
-    dense = train_dense(shop, folder, place, progress)
+    dense = train_dense(shop, folder, place, progress, given)
     teacher = train_teacher(shop, dense, folder, place, progress) if config.distil else None
     hardened, weights = train_structure(shop, dense, folder, place, progress, teacher)
     if place.is_main_process:
@@ -232,12 +247,11 @@ def _check(shop: Workshop, place: Accelerator) -> None:
     """Refuse what would fail only after hours.
 
     Raises:
-        InarchError: the weights to start from cannot be read or are another model's, nothing can be shared as it is asked for,
-            the budget is out of reach, or images cannot be dealt out to the processes.
+        InarchError: the data cannot be learned from, nothing can be shared as it is asked for, the budget is out of reach, or
+            images cannot be dealt out to the processes.
     """
+    shop.world.check(shop.world.first)
     config, structure = shop.config, shop.config.structure
-    if config.weights is not None:
-        shop.given()
     space = gate_space(shop)
     if structure.sharing in ("cross", "layer") and not space.readers:
         raise InarchError(
@@ -272,14 +286,15 @@ def tune(
     source = read_weights(run_folder / (DENSE if config.dense else WEIGHTS))
     plan = None if config.dense else load_plan(run_folder / PLAN)
     shop = workshop(learned)
-    shop.world.course(config.kind)
+    shop.world.check(config.kind)
     teacher = None if not config.distil else _teacher(shop, run_folder, config)
     claim(document, folder, place)
     weights = tune_weights(shop, source, plan, config, folder, place, teacher, progress)
+    if place.is_main_process:
+        keep_weights(weights, folder / WEIGHTS)  # whatever is wrong with what is judged on, they are there
     where = place.device
     judged = {one: judge(shop, weights, config.kind, split=one, device=where, progress=progress) for one in shop.world.splits}
     if place.is_main_process:
-        keep_weights(weights, folder / WEIGHTS)
         write(summary(judged), folder / EVALUATION)
     place.wait_for_everyone()  # what is written is read next
     return judged

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from inarch.frontends.canonicalize import discover_canonical
-from inarch.learning.config import Data, LearnConfig
+from inarch.learning.config import LearnConfig
+from inarch.learning.data_config import Data
 from inarch.learning.families import chosen, families, unbound
 from inarch.learning.gates import GateSpace
 from inarch.learning.models.checkpoints import load_checkpoint
@@ -81,7 +82,7 @@ class Workshop:
             made = self._prepared(course, self.build())
             load_weights(made, _fitting(read_weights(Path(source), hint), made.state_dict()), source)
             return weights_of(made)
-        released, _ = load_checkpoint(source, self.model, fresh=FRESH)
+        released, _ = load_checkpoint(source, self.model, seed=self.config.seed, fresh=FRESH)
         return weights_of(self._prepared(course, released))
 
     def trainee(self, course: Course, weights: Mapping[str, Tensor] | None = None, source: str = "weights") -> Trainee:

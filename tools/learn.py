@@ -102,14 +102,14 @@ def run(
     was stopped goes on from its last checkpoint with --resume.
     """
     needs_learning()
-    from inarch.learning.config import LearnConfig, configure
+    from inarch.learning.config import LearnConfig, configure, is_full
     from inarch.learning.folders import read_run
     from inarch.learning.plots import plot_run, plot_structure
     from inarch.learning.runs import learn
     from inarch.learning.trainer import is_main
 
     files = {"train": train, "held_out": held_out, "folder": images, "tokenizer": tokenizer, "answers": answers}
-    if task is not None and task.value in OF_FILES and config is None:
+    if task is not None and task.value in OF_FILES and config is None and not resume:
         _check_files(task.value, files, settings)
     changes = _changes(model, task, level, files, keep, sharing, weights, steps, distil, seed, settings)
     if resume:
@@ -118,6 +118,8 @@ def run(
         chosen = read_run(out)
     else:
         chosen = configure(LearnConfig, changes, config)
+        if is_full(chosen.model) and chosen.weights is None and not json:
+            render.say(f"{chosen.model} is trained from nothing; --weights starts from a released checkpoint")
     with render.progress(quiet=json) as report:
         hardened = learn(chosen, out, device=device, progress=report)
     if not is_main():

@@ -67,7 +67,13 @@ class CheckpointReport:
 
 
 def load_checkpoint(
-    path: str | os.PathLike[str], model: str | Config, *, ema: bool = True, strict: bool = True, fresh: tuple[str, ...] = ()
+    path: str | os.PathLike[str],
+    model: str | Config,
+    *,
+    ema: bool = True,
+    strict: bool = True,
+    seed: int = 0,
+    fresh: tuple[str, ...] = (),
 ) -> tuple[Model, CheckpointReport]:
     """Make a model and load a released checkpoint into it.
 
@@ -79,7 +85,8 @@ def load_checkpoint(
         model: a preset's name, or a configuration.
         ema: take MDETR's moving average where the file has one.
         strict: refuse where a key does not fit; otherwise load what fits.
-        fresh: beginnings of keys that only one of the two may have: the model's stay random.
+        seed: of weights that stay random.
+        fresh: beginnings of keys that the file need not have, or may have of other shapes: the model's stay random then.
 
     Returns:
         The model in evaluation mode, and how the checkpoint met it.
@@ -90,10 +97,12 @@ def load_checkpoint(
     """
     file = Path(path)
     source, weights = _weights(_read(file), file, ema)
-    built = build(model)
+    built = build(model, seed=seed)
     fitting, report = match(weights, built.state_dict(), source)
-    missing, unmapped = ([n for n in names if not n.startswith(fresh)] for names in (report.missing, report.unmapped))
-    report = replace(report, missing=tuple(missing), unmapped=tuple(unmapped))
+    unmapped, missing, misfits = (
+        tuple(key for key in keys if not key.startswith(fresh)) for keys in (report.unmapped, report.missing, report.misfits)
+    )
+    report = replace(report, unmapped=unmapped, missing=missing, misfits=misfits)
     if strict and not report.complete:
         hint = "choose the preset that the file was trained with; strict=False loads what fits"
         raise CheckpointError("the checkpoint does not fit: " + "; ".join(report.lines()), where=str(file), hint=hint)

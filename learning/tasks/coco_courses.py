@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from inarch.learning.config import FilesSettings, weights_part
+from inarch.learning.data_config import FilesSettings, weights_part
 from inarch.learning.models.glip import Glip
 from inarch.learning.models.mdetr import Mdetr
 from inarch.learning.tasks.boxes import Floats, coco_to_corners, to_centres
@@ -38,7 +38,7 @@ class FilesCourse(ABC):
         levels: of a GLIP's pyramid, or None for an MDETR.
 
     Attributes:
-        images: every image once.
+        images: every image once, in an order of their own: files are often sorted, and the structure is to see all sorts.
         about: the samples about each.
         edge: images before this one are the weights', the others the structure's.
 
@@ -54,11 +54,13 @@ class FilesCourse(ABC):
         self.name = task.name
         self.source: Source = task.source
         self._rows = rows_of(task)
-        about: dict[tuple[str, int, int], list[int]] = {}
+        about: dict[str, list[int]] = {}
         for number, row in enumerate(self._rows):
-            about.setdefault((row.file_name, row.height, row.width), []).append(number)
-        self.about = [np.asarray(numbers) for numbers in about.values()]
-        self.images: list[ImageRow] = [self._rows[numbers[0]] for numbers in about.values()]
+            about.setdefault(row.file_name, []).append(number)
+        grouped = list(about.values())
+        order = np.random.default_rng(0).permutation(len(grouped)).tolist()
+        self.about = [np.asarray(grouped[place]) for place in order]
+        self.images: list[ImageRow] = [self._rows[numbers[0]] for numbers in self.about]
         try:
             self.edge = weights_part(len(self.images), settings.images)
         except ValueError as error:
@@ -142,7 +144,7 @@ class RefcocoCourse(FilesCourse):
         levels: of a GLIP's pyramid, or None for an MDETR.
 
     Raises:
-        DataError: there are too few images, a box lies outside of its image, or no token names one.
+        DataError: there are too few images, a box lies outside of its image, or an expression has no tokens.
     """
 
     def __init__(self, task: Referring, settings: FilesSettings, levels: int | None = None) -> None:
@@ -176,15 +178,14 @@ class RefcocoCourse(FilesCourse):
         return inside
 
     def _named(self) -> list[Indices]:
-        """The tokens that name every expression's box."""
+        """The tokens that name every expression's box; where no characters do that have a token, the whole expression does."""
         made = []
         for row, target in zip(self.file.expressions, self.file.targets, strict=True):
-            columns = self.source.longest or len(row.caption) + 2
-            found = np.flatnonzero(self.source.spans(row.caption, [target.tokens_positive], columns)[0])
-            if not len(found):
-                where = f"{self.file.source}: annotations of the expression {row.id}: tokens_positive"
-                raise DataError(f"nothing of {row.caption!r} names its box", where=where)
-            made.append(found)
+            columns = self.source.texts([row.caption])["input_ids"].shape[1]
+            named, whole = self.source.spans(row.caption, [target.tokens_positive, [(0, len(row.caption))]], columns, blanks=True)
+            if not whole.any():
+                raise DataError("is a text without tokens", where=f"{self.file.source}: the expression {row.id}")
+            made.append(np.flatnonzero(named if named.any() else whole))
         return made
 
 

@@ -13,10 +13,11 @@ import numpy.typing as npt
 
 from inarch.learning.models.glip_post import detect
 from inarch.learning.tasks.boxes import to_corners
-from inarch.learning.tasks.coco_files import CocoFile
+from inarch.learning.tasks.coco_files import CocoFile, ReferringFile
 from inarch.learning.tasks.coco_tasks import RANKS, Decode, Detected, Detection, Frame, Referring, Source
 from inarch.learning.tasks.glip_boxes import ground, levels_of
 from inarch.runtime.accuracy import Arrays
+from inarch.structure.errors import DataError
 from inarch.structure.units import Indices
 
 _SEPARATOR = ". "
@@ -24,7 +25,22 @@ _SEPARATOR = ". "
 
 
 class GlipReferring(Referring):
-    """The same, from a GLIP's outputs: the boxes that answer best to the whole expression."""
+    """The same, from a GLIP's outputs: the boxes that answer best to the whole expression.
+
+    Args:
+        file: expressions and targets.
+        source: of images and tokens.
+
+    Raises:
+        DataError: the tokenizer puts no start and stop around a text: which tokens say something is not known then.
+    """
+
+    def __init__(self, file: ReferringFile, source: Source) -> None:
+        super().__init__(file, source)
+        frame = source.texts([""])["input_ids"].shape[1]
+        if frame != 2:
+            where = str(getattr(source.tokenizer, "name_or_path", "tokenizer"))
+            raise DataError(f"puts {frame} tokens around a text, and a GLIP's are a start and a stop", where=where)
 
     def predict(self, rows: Indices, outputs: Arrays) -> dict[str, Any]:
         """As of an MDETR's outputs."""

@@ -6,7 +6,8 @@ batch, H x W pixels, T tokens, P boxes, S token slots.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -98,11 +99,18 @@ def open_rgb(path: Path) -> Pixels:
     Raises:
         DataError: it cannot be read, or is no image.
     """
-    image = pillow()
+    with _opened(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """An image file, of which only the header has been read; whatever is wrong with it is said."""
+    pil = pillow()
     try:
-        with image.open(path) as opened:
-            return np.asarray(opened.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+        with pil.open(path) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise DataError(f"cannot be read as an image: {reason}", where=str(path)) from error
 
@@ -118,18 +126,40 @@ def read_image(folder: Path, row: ImageRow, *, sized: bool = True) -> Pixels:
     Raises:
         DataError: the file lies outside of the folder, cannot be read, or has another size.
     """
+    path = _place(folder, row)
+    pixels = open_rgb(path)
+    if sized:
+        _check_size((pixels.shape[0], pixels.shape[1]), row, path)
+    return pixels
+
+
+def check_image(folder: Path, row: ImageRow, *, sized: bool = True) -> None:
+    """As :func:`read_image`, by the file's header alone: pixels that are damaged are not found.
+
+    Raises:
+        DataError: the file lies outside of the folder, is no image, or has another size.
+    """
+    path = _place(folder, row)
+    with _opened(path) as image:
+        width, height = image.size
+    if sized:
+        _check_size((height, width), row, path)
+
+
+def _place(folder: Path, row: ImageRow) -> Path:
     name = Path(row.file_name)
     if name.is_absolute() or ".." in name.parts:
         raise DataError(f"{row.file_name!r} lies outside of the folder of images", where=str(folder))
-    pixels = open_rgb(folder / name)
-    if sized and pixels.shape[:2] != (row.height, row.width):
-        height, width = pixels.shape[:2]
+    return folder / name
+
+
+def _check_size(size: Size, row: ImageRow, path: Path) -> None:
+    if size != (row.height, row.width):
         raise DataError(
-            f"has {width} x {height} pixels, its annotations are for {row.width} x {row.height}",
-            where=str(folder / name),
+            f"has {size[1]} x {size[0]} pixels, its annotations are for {row.width} x {row.height}",
+            where=str(path),
             hint="is it the folder of the images that were annotated?",
         )
-    return pixels
 
 
 def resize(pixels: Pixels, size: Size) -> Pixels:
@@ -211,18 +241,24 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], *, longest: int | N
 
 
 def positive_map(
-    tokenizer: Tokenizer, text: str, spans: Sequence[Sequence[tuple[int, int]]], *, columns: int = SPANS
+    tokenizer: Tokenizer,
+    text: str,
+    spans: Sequence[Sequence[tuple[int, int]]],
+    *,
+    columns: int = SPANS,
+    blanks: bool = False,
 ) -> npt.NDArray[np.float32]:
     """Which tokens of a text name which box.
 
     A span reaches from the token of its first to that of its last character. A tokenizer gives blanks no token: then the two
-    next characters inwards are tried, as MDETR does. MDETR passes over a span that no token is found for; here it is refused.
+    next characters inwards are tried, as MDETR does.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
         text: the caption.
         spans: [begin, end) of characters, several for each of P boxes.
         columns: S.
+        blanks: whether a span that no token is found for is passed over, as MDETR does, and not refused.
 
     Returns:
         [P, S], 0 and 1: the released code divides by the row's sum, but its batches hold booleans.
@@ -236,6 +272,8 @@ def positive_map(
         for begin, end in parts:
             first = _token(encoded, [begin + step for step in _BEGIN_TRIES], len(text))
             last = _token(encoded, [end - step for step in _END_TRIES], len(text))
+            if blanks and (first is None or last is None or last < first):
+                continue
             if first is None or last is None or last < first:
                 raise DataError(f"no token stands for the characters [{begin}, {end})", where=repr(text))
             if last >= columns:

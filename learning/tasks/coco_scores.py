@@ -20,6 +20,18 @@ _STATS = {"mAP": 0, "mAP@50": 1, "mAP@75": 2, "mAP_small": 3, "mAP_medium": 4, "
 """Metric -> its place in pycocotools' summary."""
 
 
+def pycocotools() -> tuple[Any, Any]:
+    """Its classes of annotations and of evaluation.
+
+    Raises:
+        DataError: it is not installed.
+    """
+    try:
+        return import_module("pycocotools.coco").COCO, import_module("pycocotools.cocoeval").COCOeval
+    except ImportError as error:
+        raise DataError("mAP needs pycocotools, which is not installed", hint="pip install pycocotools") from error
+
+
 def coco_metrics(file: CocoFile, predictions: Mapping[str, npt.NDArray[Any]], name: str) -> dict[str, float]:
     """COCO's metrics over the first n images of a file.
 
@@ -35,11 +47,7 @@ def coco_metrics(file: CocoFile, predictions: Mapping[str, npt.NDArray[Any]], na
         DataError: pycocotools is not installed.
         RuntimeFailure: none of these images has an annotated object.
     """
-    try:
-        coco_class = import_module("pycocotools.coco").COCO
-        judge_class = import_module("pycocotools.cocoeval").COCOeval
-    except ImportError as error:
-        raise DataError("mAP needs pycocotools, which is not installed", hint="pip install pycocotools") from error
+    coco_class, judge_class = pycocotools()
     images = file.images[: len(predictions["labels"])]
     ids = {row.id for row in images}
     truth = [row for row in file.annotations if row.image_id in ids]

@@ -88,13 +88,15 @@ class Source:
         ids, mask = encode_texts(self._tokenizer, texts, longest=self.longest)
         return {"input_ids": ids, "attention_mask": mask}
 
-    def spans(self, text: str, spans: Sequence[Sequence[tuple[int, int]]], columns: int) -> npt.NDArray[np.bool_]:
+    def spans(
+        self, text: str, spans: Sequence[Sequence[tuple[int, int]]], columns: int, *, blanks: bool = False
+    ) -> npt.NDArray[np.bool_]:
         """Which of a text's tokens name each box, [P, T] for T columns; see :func:`~coco_images.positive_map`.
 
         Raises:
             DataError: there is no tokenizer, or no token stands for a span.
         """
-        return positive_map(self._tokenizer, text, spans, columns=columns) > 0
+        return positive_map(self._tokenizer, text, spans, columns=columns, blanks=blanks) > 0
 
     @property
     def _tokenizer(self) -> Tokenizer:

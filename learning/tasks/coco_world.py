@@ -1,7 +1,7 @@
 """Annotations of one's own in COCO's format as a world: RefCOCO and GQA as MDETR's releases write them, and COCO detection.
 
 A file has one kind of annotation, so that everything is learned on that. What would fail in the middle of a run (an image that is
-not there, a text that is too long, an answer without a class) is refused before it begins.
+not there, a text that is too long, an answer without a class) is refused before it begins; damaged pixels alone are found later.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from inarch.learning.config import FilesSettings, GqaSettings, validated
+from inarch.learning.config import validated
+from inarch.learning.data_config import FilesSettings, GqaSettings
 from inarch.learning.models.mdetr import GQA_HEADS
 from inarch.learning.models.mdetr_config import MdetrConfig
 from inarch.learning.models.registry import Config
@@ -19,11 +20,12 @@ from inarch.learning.models.text import padding_id
 from inarch.learning.tasks.aims import OF_FILES, Aim
 from inarch.learning.tasks.coco_courses import CocoCourse, FilesCourse, GqaCourse, RefcocoCourse
 from inarch.learning.tasks.coco_files import GQA_TYPES, read_answers_by_type
-from inarch.learning.tasks.coco_images import GLIP, MDETR
+from inarch.learning.tasks.coco_images import GLIP, MDETR, check_image
 from inarch.learning.tasks.coco_open import FileTask, check_model, open_annotations, rows_of, text_of
+from inarch.learning.tasks.coco_scores import pycocotools
 from inarch.learning.tasks.coco_tasks import Detection, Gqa, Referring, Source
 from inarch.learning.tasks.coco_tokens import FileTokenizer
-from inarch.learning.tasks.glip_trainee import check_side
+from inarch.learning.tasks.glip_trainee import SMALLEST
 from inarch.structure.errors import DataError, InarchError
 
 _AT_ONCE = 4096
@@ -86,37 +88,59 @@ class FilesWorld:
         return open_annotations(self.settings.task, Path(file), self.source, answers, glip=self.levels is not None)
 
     def fitted(self, config: Config) -> Config:
-        """A model's configuration for these words, and the released heads for questions; everything is looked through.
+        """A model's configuration for these words, and the released heads for questions.
 
         Raises:
-            InarchError: the tokenizer is not the model's, a head has too few classes, or images are too few or too small.
-            DataError: a file cannot be read, an image is not there, or a text is too long.
+            InarchError: the tokenizer is not the model's, or images are smaller than it takes.
         """
         pad, wanted = self.tokenizer.pad_token_id, padding_id(config.text)
         if config.text.family == "roberta" and pad != wanted:
             raise InarchError(f"the padding token is {pad}, the model's {wanted}", where=self.settings.tokenizer)
-        if self.levels is not None:
-            check_side(self.source.preparation.padded([(self.side, self.side)])[0])
+        if self.levels is not None and self.side < SMALLEST:
+            raise InarchError(f"GLIP takes images from {SMALLEST} pixels on, not {self.side}", where="data.short")
         text = config.text.model_copy(update={"vocabulary": max(config.text.vocabulary, self.tokenizer.vocabulary)})
         changes: dict[str, Any] = {"text": text.model_dump()}
-        if isinstance(config, MdetrConfig) and isinstance(self.settings, GqaSettings):
-            _check_classes(self.settings.answers)
-            if config.answers != "gqa":
-                changes |= {"answers": "gqa", "answer_layer": config.decoder_layers - 1}
-        for task in (self.train, self.held_out):
-            self._look_through(task)
-        self.course(self.first)
+        if isinstance(config, MdetrConfig) and self.first == "vqa" and config.answers != "gqa":
+            changes |= {"answers": "gqa", "answer_layer": config.decoder_layers - 1}
         made: Config = validated(type(config), config.model_dump() | changes, "--model")
         return made
 
-    def _look_through(self, task: FileTask) -> None:
-        """Refuse images that are not there, and texts that the model does not take."""
-        for name in dict.fromkeys(row.file_name for row in rows_of(task)):
-            if not (self.source.folder / name).is_file():
-                raise DataError(f"{name!r} is not in the folder of images", where=str(self.source.folder))
-        if not isinstance(task, Detection):
-            for start in range(0, task.samples, _AT_ONCE):
-                self.source.texts([text_of(task, row) for row in range(start, min(start + _AT_ONCE, task.samples))])
+    def check(self, kind: Aim) -> None:
+        """Look through both files: whether images are there and as large as their rows say, and what the model takes of texts.
+
+        Raises:
+            InarchError: something else is wanted, or a head has too few classes.
+            DataError: a file cannot be read, an image is not there or of another size, a box or a text cannot be learned from,
+                the two files have different categories, or pycocotools, which detections are judged with, is not installed.
+        """
+        self._check(kind)
+        if isinstance(self.settings, GqaSettings):
+            _check_classes(self.settings.answers)
+        if isinstance(self.train, Detection) and isinstance(self.held_out, Detection):
+            pycocotools()
+            if self.train.file.categories != self.held_out.file.categories:
+                hint = "their names are the text that is learned with: the same ones, in one order"
+                raise DataError(f"has other categories than {self.settings.train}", where=self.settings.held_out, hint=hint)
+        for task in (self.train, self.held_out):
+            self._check_images(task)
+            self._check_texts(task)
+        self.course(kind)
+
+    def _check_images(self, task: FileTask) -> None:
+        sized = not isinstance(task, Gqa)
+        for row in {(row.file_name, row.height, row.width): row for row in rows_of(task)}.values():
+            check_image(self.source.folder, row, sized=sized)
+
+    def _check_texts(self, task: FileTask) -> None:
+        """What detections are found by is one text, which is looked at when the file is opened."""
+        if isinstance(task, Detection):
+            return
+        for start in range(0, task.samples, _AT_ONCE):
+            rows = range(start, min(start + _AT_ONCE, task.samples))
+            try:
+                self.source.texts([text_of(task, row) for row in rows])
+            except DataError as error:
+                raise DataError(error.message, where=f"{task.file.source}: {error.where}", hint=error.hint) from None
 
     @cached_property
     def _course(self) -> FilesCourse:

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from inarch.learning.config import DrawnSettings, validated
+from inarch.learning.config import validated
+from inarch.learning.data_config import DrawnSettings
 from inarch.learning.models.glip import Glip
 from inarch.learning.models.mdetr import Mdetr
 from inarch.learning.models.mdetr_config import MdetrConfig
 from inarch.learning.models.registry import Config
 from inarch.learning.tasks.aims import Aim
+from inarch.learning.tasks.coco_scores import pycocotools
 from inarch.learning.tasks.courses import Arrays, Part, draw_images
 from inarch.learning.tasks.glip_trainee import GlipTrainee, check_side, totals
 from inarch.learning.tasks.mdetr_trainee import MdetrTrainee
@@ -99,6 +101,17 @@ class Drawn:
         if (split, kind) not in self._texts:
             self._texts[split, kind] = self.source.texts(self.data(split), kind)
         return self._texts[split, kind]
+
+    def check(self, kind: Aim) -> None:
+        """Refuse before a run begins what would stop it later.
+
+        Raises:
+            InarchError: the model cannot learn that kind here.
+            DataError: pycocotools, which detections are judged with, is not installed.
+        """
+        self._check(kind)
+        if kind == "detection":
+            pycocotools()
 
     def course(self, kind: Aim) -> DrawnCourse:
         """Training on one kind of texts.

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from inarch.learning.config import EasyVqaSettings, validated
+from inarch.learning.config import validated
+from inarch.learning.data_config import EasyVqaSettings
 from inarch.learning.models.mdetr import Mdetr
 from inarch.learning.models.mdetr_config import MdetrConfig
 from inarch.learning.models.registry import Config
@@ -76,6 +77,14 @@ class EasyVqaWorld:
         answers = {"answers": len(data.classes), "answer_layer": config.decoder_layers - 1}
         changes: dict[str, Any] = {"vision": vision, "text": text, **answers}
         return validated(MdetrConfig, config.model_dump() | changes, "--model")
+
+    def check(self, kind: Aim) -> None:
+        """Refuse before a run begins what would stop it later.
+
+        Raises:
+            InarchError: something else is wanted.
+        """
+        self._check(kind)
 
     def course(self, kind: Aim) -> EasyVqaCourse:
         """Training on questions.

@@ -24,6 +24,9 @@ from inarch.structure.errors import InarchError
 STEP = 32
 """Sides of images are multiples of this."""
 
+SMALLEST = 2 * STEP
+"""Sides of less have no cell that would answer for a box."""
+
 PART = 0.25
 """Part of an image's side that boxes have before anything is learned (ours)."""
 
@@ -55,8 +58,7 @@ class GlipTrainee(Trainee):
 
         Args:
             passed: what :meth:`through` left of the same batch.
-            batch: as :meth:`~inarch.learning.tasks.courses.ScenesCourse.batch` makes it for GLIP: with ``answering`` and
-                ``central``, what losses are divided by.
+            batch: as a course makes it for GLIP: with ``answering`` and ``central``, what losses are divided by.
         """
         device = batch["boxes"].device
         height, width = batch["pixel_values"].shape[-2:]
@@ -116,5 +118,5 @@ def check_side(side: int) -> None:
     Raises:
         InarchError: the side is no multiple of 32, or so small that no cell would answer for a box.
     """
-    if side % STEP or side < 2 * STEP:
-        raise InarchError(f"GLIP takes images of a multiple of {STEP} pixels from {2 * STEP} on, not {side}", where="data.side")
+    if side % STEP or side < SMALLEST:
+        raise InarchError(f"GLIP takes images of a multiple of {STEP} pixels from {SMALLEST} on, not {side}", where="data.side")

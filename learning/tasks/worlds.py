@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from inarch.learning.config import Data, EasyVqaSettings, FilesSettings, SpritesSettings
+from inarch.learning.data_config import Data, EasyVqaSettings, FilesSettings, SpritesSettings
 from inarch.learning.models.registry import Config
 from inarch.learning.tasks.aims import Aim
 from inarch.learning.tasks.coco_world import FilesWorld
@@ -59,6 +59,13 @@ class World(Protocol):
         Raises:
             InarchError: the model does not take such images.
             DataError: the data are not there; it says how to get them.
+        """
+
+    def check(self, kind: Aim) -> None:
+        """Refuse before a run begins what would stop it later.
+
+        Raises:
+            InarchError: the model cannot learn this kind here, or cannot be judged on it.
         """
 
     def course(self, kind: Aim) -> Course:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inarch.learning.config import ScenesSettings
+from inarch.learning.data_config import ScenesSettings
 from inarch.learning.models.registry import build
 from inarch.learning.tasks.aims import Aim
 from inarch.learning.tasks.courses import Part, shard, tensors

@@ -8,21 +8,16 @@ from typing import Any
 
 import pytest
 
-from inarch.learning.config import (
+from inarch.learning.config import LearnConfig, Optimisation, TuneConfig, configure, read_config, tuning_changes
+from inarch.learning.data_config import (
     TASKS,
     CocoSettings,
     EasyVqaSettings,
     FilesSettings,
     GqaSettings,
-    LearnConfig,
-    Optimisation,
     RefcocoSettings,
     ScenesSettings,
     SpritesSettings,
-    TuneConfig,
-    configure,
-    read_config,
-    tuning_changes,
 )
 from inarch.learning.tasks.aims import OF_FILES
 from inarch.learning.tasks.easy_vqa import COUNTS

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("PIL")
 
-from inarch.learning.config import ScenesSettings, SpritesSettings
+from inarch.learning.data_config import ScenesSettings, SpritesSettings
 from inarch.learning.models.registry import Config, build
 from inarch.learning.tasks.drawn import Drawn, attribute_words
 from inarch.learning.tasks.mdetr_trainee import MdetrTrainee

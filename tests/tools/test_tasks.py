@@ -115,7 +115,7 @@ def answers_of(world: str) -> int:
 def test_a_runs_samples_are_those_that_it_is_judged_by(case: Case, tmp_path: Path, emoji: None) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("pycocotools")
-    from inarch.learning.config import ScenesSettings, SpritesSettings
+    from inarch.learning.data_config import ScenesSettings, SpritesSettings
     from inarch.learning.tasks.worlds import open_world
 
     from tests.learning.tiny import GLIP, MDETR

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from inarch.learning.models.mdetr import GQA_HEADS
 from inarch.learning.models.mdetr_config import MdetrConfig
 from inarch.learning.models.registry import Config, build
 from inarch.learning.tasks.boxes import corners_to_coco, to_corners
-from inarch.learning.tasks.coco_files import GQA_TYPES
+from inarch.learning.tasks.coco_files import GQA_TYPES, ImageRow
+from inarch.learning.tasks.coco_images import check_image
 from inarch.learning.tasks.coco_open import rows_of
 from inarch.learning.tasks.coco_world import FilesWorld
 from inarch.learning.tasks.courses import Part, shard, tensors
@@ -280,28 +282,35 @@ def _short(document: Json) -> None:
     document["annotations"] = document["annotations"][: 30 * EACH]
 
 
+def _blank(document: Json) -> None:
+    document["images"][0]["caption"], document["annotations"][0]["tokens_positive"] = " ", []
+
+
 REFUSED: list[tuple[str, Config, Mapping[str, Any], Change | None, str]] = [
     ("gqa", GLIP, {}, None, "--task: gqa is nothing for a GLIP .*refcoco and coco"),
     ("coco", MDETR, {}, None, "--task: coco is nothing for an MDETR .*refcoco and gqa"),
-    ("refcoco", GLIP, {"short": 32}, None, "GLIP takes images of a multiple of 32 pixels from 64 on"),
+    ("refcoco", GLIP, {"short": 32}, None, r"data\.short: GLIP takes images from 64 pixels on, not 32"),
     ("refcoco", MDETR, {"tokenizer": "nowhere.json"}, None, r"nowhere\.json: is no tokenizer"),
     ("refcoco", MDETR, {"train": "nowhere.json"}, None, r"nowhere\.json: cannot be read"),
     ("refcoco", MDETR, {"held_out": "nowhere.json"}, None, r"nowhere\.json: cannot be read"),
     ("gqa", MDETR, {"answers": "nowhere.json"}, None, r"nowhere\.json: cannot be read"),
-    ("refcoco", MDETR, {"folder": "nowhere"}, None, r"nowhere: 'train0\.png' is not in the folder of images"),
+    ("refcoco", MDETR, {"folder": "nowhere"}, None, r"nowhere/train0\.png: cannot be read as an image"),
+    ("refcoco", MDETR, {}, _first("images", height=47), r"train0\.png: has 48 x 48 pixels, its annotations are for 48 x 47"),
+    ("coco", GLIP, {}, _first("images", file_name="../train0.png"), r"'\.\./train0\.png' lies outside of the folder"),
+    ("refcoco", MDETR, {}, _blank, r"changed\.json: the expression 0: is a text without tokens"),
     ("refcoco", MDETR, {}, _short, r"changed\.json: 30 images leave 3 to learn the structure on, a batch has 4; at least 40"),
-    ("refcoco", MDETR, {}, _first("images", caption="a " * 60), "62 tokens are more than the model's 39"),
-    (
-        "refcoco",
-        MDETR,
-        {},
-        _first("annotations", tokens_positive=[]),
-        "tokens_positive: nothing of '.*' names its box",
-    ),
+    ("refcoco", MDETR, {}, _first("images", caption="a " * 60), r"changed\.json: .*: 62 tokens are more than the model's 39"),
     ("refcoco", MDETR, {}, _first("annotations", bbox=[900, 3, 5, 5]), r"expression 0: the box lies outside of 'train0\.png'"),
     ("gqa", MDETR, {}, _first("images", answer="a thousand"), r"images\[0\]\.answer: .*neither 'a thousand' nor 'unknown'"),
     ("coco", GLIP, {}, _first("categories", name="a " * 60), "tokens are more than the model's 40"),
 ]
+
+
+def set_up(files: Path, task: str, model: Config, **more: Any) -> None:
+    """As far as a run goes before it has a folder."""
+    world = world_of(files, task, model, **more)
+    world.fitted(model)
+    world.check(world.first)
 
 
 @pytest.mark.parametrize(("task", "model", "files_of", "change", "message"), REFUSED, ids=[row[-1][:40] for row in REFUSED])
@@ -320,7 +329,68 @@ def test_what_cannot_be_learned_from_is_refused_first(
         change(document)
         more["train"] = str(written(tmp_path, document))
     with pytest.raises(InarchError, match=message):
-        world_of(files, task, model, **more).fitted(model)
+        set_up(files, task, model, **more)
+
+
+@every_case
+def test_files_that_are_all_right_are_let_through(files: Path, task: str, model: Config) -> None:
+    world = world_of(files, task, model)
+    world.check(world.first)
+    with pytest.raises(InarchError, match=f"there is no grounding on {task}"):
+        world.check("grounding")
+
+
+def test_two_files_with_other_categories(files: Path, tmp_path: Path) -> None:
+    document = annotated(files, "coco")
+    document["categories"].reverse()
+    world = world_of(files, "coco", GLIP, held_out=str(written(tmp_path, document)))
+    with pytest.raises(InarchError, match=r"changed\.json: has other categories than .*coco-train\.json"):
+        world.check("detection")
+
+
+def test_detections_cannot_be_judged_without_pycocotools(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
+    with pytest.raises(InarchError, match="mAP needs pycocotools"):
+        world_of(files, "coco", GLIP).check("detection")
+
+
+def test_images_are_looked_at(files: Path, tmp_path: Path) -> None:
+    """By their headers: of what is no image, and of what would not be read for lying elsewhere."""
+    for name, content in (("text.png", b"no image"), ("empty.png", b"")):
+        (tmp_path / name).write_bytes(content)
+    for place, message in (("text.png", "cannot be read as an image"), ("empty.png", "cannot be read as an image")):
+        with pytest.raises(InarchError, match=message):
+            check_image(tmp_path, ImageRow(id=1, file_name=place, height=1, width=1))
+    for place in ("../train0.png", str(files / "train0.png")):
+        with pytest.raises(InarchError, match="lies outside of the folder"):
+            check_image(files, ImageRow(id=1, file_name=place, height=1, width=1))
+    check_image(files, ImageRow(id=1, file_name="train0.png", height=1, width=1), sized=False)
+
+
+def test_a_glips_texts_are_framed(files: Path, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, processors
+
+    core = Tokenizer.from_file(str(files / "tokenizer.json"))
+    core.post_processor = processors.TemplateProcessing(single="$A [SEP]", special_tokens=[("[SEP]", 2)])
+    core.save(str(tmp_path / "bare.json"))
+    world = world_of(files, "refcoco", GLIP, tokenizer=str(tmp_path / "bare.json"))
+    with pytest.raises(InarchError, match=r"bare\.json: puts 1 tokens around a text"):
+        world.check("referring")
+
+
+def test_where_nothing_names_a_box_the_whole_expression_does(files: Path, tmp_path: Path) -> None:
+    """Blanks have no token; the released files' spans may be empty."""
+    document = annotated(files, "refcoco")
+    for number, annotation in enumerate(document["annotations"]):
+        blank = document["images"][number]["caption"].index(" ")
+        annotation["tokens_positive"] = [[], [[blank, blank + 1]], [[blank, blank + 1], [0, blank]]][number % 3]
+    world = world_of(files, "refcoco", MDETR, train=str(written(tmp_path, document)))
+    course = world.course("referring")
+    frames = course.source.frames(rows_of(world.train)[:3])
+    mask = world.train.feeds(np.arange(3))["attention_mask"]
+    spans = course.targets([0, 1, 2], frames, mask)["spans"][:, 0]
+    assert spans[:2].sum(1).tolist() == (mask[:2].sum(1) - 2).tolist()
+    assert spans[2].tolist() == [place == 1 for place in range(mask.shape[1])]
 
 
 def test_a_vocabulary_that_the_heads_have_no_room_for(files: Path, tmp_path: Path) -> None:
@@ -329,7 +399,7 @@ def test_a_vocabulary_that_the_heads_have_no_room_for(files: Path, tmp_path: Pat
     path = tmp_path / "more.json"
     path.write_text(json.dumps(answers))
     with pytest.raises(InarchError, match=r"more\.json: answer_obj has the class 3, the head 3 classes"):
-        world_of(files, "gqa", MDETR, answers=str(path)).fitted(MDETR)
+        world_of(files, "gqa", MDETR, answers=str(path)).check("vqa")
 
 
 def test_the_padding_of_a_roberta_is_its_own(files: Path) -> None:

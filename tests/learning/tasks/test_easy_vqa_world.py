@@ -12,7 +12,7 @@ from torch import nn
 
 pytest.importorskip("PIL")
 
-from inarch.learning.config import EasyVqaSettings
+from inarch.learning.data_config import EasyVqaSettings
 from inarch.learning.models.registry import build
 from inarch.learning.tasks import easy_vqa
 from inarch.learning.tasks.coco_images import MDETR as PREPARATION
