@@ -14,7 +14,7 @@ from inarch.structure.errors import InarchError
 from inarch.structure.files import whole
 
 CONFIG, PLAN, WEIGHTS, DENSE = "config.json", "plan.json", "weights.safetensors", "dense.safetensors"
-EVALUATION, TEACHER = "evaluation.json", "teacher.safetensors"
+EVALUATION, TEACHER, DIGESTS = "evaluation.json", "teacher.safetensors", "data.json"
 
 
 def dense_folder(run_folder: Path, kind: str) -> Path:
@@ -69,6 +69,23 @@ def _completed(there: Mapping[str, Any], document: Mapping[str, Any], new: list[
         elif isinstance(value, dict) and isinstance(there[name], dict):
             made[name] = _completed(there[name], value, new, f"{path}{name}.")
     return made
+
+
+def refuse_changed(digests: Mapping[str, str], folder: Path) -> None:
+    """Refuse to go on with a run whose data are others now.
+
+    Args:
+        digests: file -> SHA-256 of what it holds.
+        folder: the run's.
+
+    Raises:
+        InarchError: one of the files has changed since the run began.
+    """
+    path = folder / DIGESTS
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else digests
+    for file, digest in digests.items():
+        if known.get(file) != digest:
+            raise InarchError("has changed since the run began", where=file, hint="take another folder for a new run")
 
 
 def claim(document: Mapping[str, Any], folder: Path, place: Accelerator) -> None:

@@ -16,6 +16,7 @@ from inarch.learning.config import LearnConfig, TuneConfig
 from inarch.learning.folders import (
     CONFIG,
     DENSE,
+    DIGESTS,
     EVALUATION,
     PLAN,
     TEACHER,
@@ -24,6 +25,7 @@ from inarch.learning.folders import (
     dense_folder,
     read_run,
     refuse_another,
+    refuse_changed,
     write,
 )
 from inarch.learning.harden import Hardened, refuse_unreachable
@@ -231,8 +233,12 @@ def learn(config: LearnConfig, folder: Path, *, device: str | None = None, progr
     refuse_another(document, folder, "go on with that one (inarch learn --resume), or take another folder")
     shop = workshop(config)  # what cannot be set up leaves no folder behind
     _check(shop, place)
+    digests = dict(shop.world.digests)
+    refuse_changed(digests, folder)
     given = shop.given() if config.weights is not None and not (folder / DENSE).exists() else None
     claim(document, folder, place)
+    if digests and place.is_main_process:
+        write(digests, folder / DIGESTS)
     dense = train_dense(shop, folder, place, progress, given)
     teacher = train_teacher(shop, dense, folder, place, progress) if config.distil else None
     hardened, weights = train_structure(shop, dense, folder, place, progress, teacher)

@@ -6,6 +6,8 @@ not there, a text that is too long, an answer without a class) is refused before
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -86,6 +88,17 @@ class FilesWorld:
     def _open(self, file: str) -> FileTask:
         answers = Path(self.settings.answers) if isinstance(self.settings, GqaSettings) else None
         return open_annotations(self.settings.task, Path(file), self.source, answers, glip=self.levels is not None)
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """SHA-256 of annotations, tokenizer and vocabulary; images are known by name alone.
+
+        Raises:
+            DataError: one cannot be read.
+        """
+        settings = self.settings
+        answers = [settings.answers] if isinstance(settings, GqaSettings) else []
+        return {file: _digest(file) for file in (settings.train, settings.held_out, self.tokenizer.name_or_path, *answers)}
 
     def fitted(self, config: Config) -> Config:
         """A model's configuration for these words, and the released heads for questions.
@@ -176,6 +189,14 @@ class FilesWorld:
             raise InarchError(
                 f"there is no {kind} on {self.settings.task}", where="--task", hint=f"there is {', '.join(self.kinds)}"
             )
+
+
+def _digest(file: str) -> str:
+    try:
+        with open(file, "rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=file) from None
 
 
 def _check_classes(path: str) -> None:

@@ -5,7 +5,9 @@ Shapes: I images and B texts a batch, G cells a side.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -50,6 +52,7 @@ class Drawn:
     """
 
     first: ClassVar[Aim] = "grounding"
+    digests: ClassVar[Mapping[str, str]] = MappingProxyType({})
     batch: ClassVar[int] = 256
 
     def __init__(self, settings: DrawnSettings, model: Config) -> None:

@@ -5,8 +5,10 @@ Shapes as in :mod:`courses`: I images and B questions a batch, T tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -44,6 +46,7 @@ class EasyVqaWorld:
     splits = ("test",)
     side = SIDE
     batch = 256
+    digests: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, settings: EasyVqaSettings, model: Config) -> None:
         if not isinstance(model, MdetrConfig):

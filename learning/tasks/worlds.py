@@ -17,6 +17,7 @@ A model is pre-trained, and its structure learned, on grounding; where there is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from inarch.learning.data_config import Data, EasyVqaSettings, FilesSettings, SpritesSettings
@@ -52,6 +53,10 @@ class World(Protocol):
     @property
     def batch(self) -> int:
         """Samples that are judged at once."""
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """File that training depends on -> SHA-256 of what it holds; none where data are made or pinned."""
 
     def fitted(self, config: Config) -> Config:
         """A model's configuration for these images, words and answers.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,42 @@ def test_weights_of_a_run_on_other_data(folder: Path, files: Path) -> None:
             heads = name.startswith(("model.answer_", "model.qa_embed."))
             torch.testing.assert_close(value, (fresh if heads else there)[name], rtol=0, atol=0)
         assert ("model.answer_obj_head.weight" in found) == (task == "gqa")
+
+
+def test_a_run_on_files_goes_on_while_they_are_the_same(files: Path, tmp_path: Path, folder: Path) -> None:
+    """It needs the weights that it began with no more; but data that are others now would be another run."""
+    weights, train = tmp_path / "dense.safetensors", tmp_path / "train.json"
+    shutil.copy(folder / "dense.safetensors", weights)
+    shutil.copy(files / "refcoco-train.json", train)
+    data = settings(files, "refcoco", train=str(train))
+    config = LearnConfig.model_validate(tiny.config(weights=str(weights)).model_dump() | {"data": data})
+
+    def kill(phase: str, done: int, _: int) -> None:
+        if (phase, done) == ("learning", 4):
+            raise Untouched
+
+    for out in (tmp_path / "once", tmp_path / "twice"):
+        with pytest.raises(Untouched) if out.name == "twice" else nullcontext():
+            learn(config, out, device="cpu", progress=kill if out.name == "twice" else None)
+    weights.unlink()
+    learn(config, tmp_path / "twice", device="cpu")
+    for name in ("plan.json", "weights.safetensors", "learning/log.csv"):
+        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes(), name
+    train.write_text(train.read_text() + " ")
+    with pytest.raises(InarchError, match=r"train\.json: has changed since the run began"):
+        learn(config, tmp_path / "twice", device="cpu")
+
+
+def test_what_was_tuned_is_kept_whatever_it_is_judged_on(files: Path, tmp_path: Path) -> None:
+    shutil.copytree(files, tmp_path / "files")
+    image = tmp_path / "files" / "test0.png"
+    run = tmp_path / "run"
+    learn(on_files(tmp_path / "files", "refcoco", dense={"steps": 2}, learning={"steps": 2}), run, device="cpu")
+    image.write_bytes(image.read_bytes()[:200])
+    with pytest.raises(InarchError, match=r"test0\.png: cannot be read as an image"):
+        tune(run, TuneConfig(kind="referring", optimisation=BRIEF), tmp_path / "tuned", device="cpu")
+    assert read_weights(tmp_path / "tuned" / "weights.safetensors")
+    assert not (tmp_path / "tuned" / "evaluation.json").exists()
 
 
 def test_weights_of_a_released_checkpoint(shop: Workshop, files: Path, tmp_path: Path) -> None:
