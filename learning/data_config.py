@@ -116,7 +116,7 @@ class EasyVqaSettings(CountedSettings):
 
 
 class FilesSettings(DataSettings):
-    """Annotations of one's own in COCO's format; see :mod:`inarch.learning.tasks.coco_world`.
+    """Annotations of one's own in COCO's format; see :mod:`inarch.learning.tasks.coco.world`.
 
     Attributes:
         train, held_out: files of annotations, to train on and to be judged on.

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from inarch.learning.tasks.coco_files import BoxRow
-    from inarch.learning.tasks.coco_tasks import Detection, Gqa, Referring
+    from inarch.learning.tasks.coco.files import BoxRow
+    from inarch.learning.tasks.coco.tasks import Detection, Gqa, Referring
     from inarch.learning.tasks.easy_vqa import EasyVqaTask
     from inarch.learning.tasks.scenes.detection import DetectionTask
     from inarch.learning.tasks.scenes.task import ScenesTask
@@ -54,7 +54,7 @@ class Pictures:
 
 def pictures_of(task: Task) -> Pictures | None:
     """How to show a task's samples; None for a task that has no pictures here."""
-    from inarch.learning.tasks.coco_tasks import Detection, Gqa, Referring
+    from inarch.learning.tasks.coco.tasks import Detection, Gqa, Referring
     from inarch.learning.tasks.easy_vqa import EasyVqaTask
     from inarch.learning.tasks.scenes.detection import DetectionTask
     from inarch.learning.tasks.scenes.task import ScenesTask
@@ -122,7 +122,7 @@ def _of_easy_vqa(task: EasyVqaTask) -> Pictures:
 
 
 def _of_referring(task: Referring) -> Pictures:
-    from inarch.learning.tasks.coco_images import read_image
+    from inarch.learning.tasks.coco.images import read_image
 
     def parts(corners: npt.NDArray[Any], row: int) -> npt.NDArray[np.float64]:
         of = task.file.expressions[row]
@@ -136,7 +136,7 @@ def _of_referring(task: Referring) -> Pictures:
 
 
 def _of_gqa(task: Gqa) -> Pictures:
-    from inarch.learning.tasks.coco_images import read_image
+    from inarch.learning.tasks.coco.images import read_image
 
     def show(row: int) -> Shown:
         of = task.file.questions[row]
@@ -147,7 +147,7 @@ def _of_gqa(task: Gqa) -> Pictures:
 
 
 def _of_files(task: Detection) -> Pictures:
-    from inarch.learning.tasks.coco_images import read_image
+    from inarch.learning.tasks.coco.images import read_image
 
     def show(row: int) -> tuple[npt.NDArray[np.uint8], str]:
         of = task.file.images[row]

@@ -1,5 +1,5 @@
 """Tasks of files in COCO's format: RefCOCO and GQA as MDETR's releases write them, and COCO's own detection files; see
-:mod:`inarch.learning.tasks.coco_open`.
+:mod:`inarch.learning.tasks.coco.kinds`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inarch.learning.tasks.coco_files import GQA_TYPES
-from inarch.learning.tasks.coco_images import GLIP, MDETR, Preparation
-from inarch.learning.tasks.coco_open import open_annotations, text_of
-from inarch.learning.tasks.coco_tasks import Gqa, Source
-from inarch.learning.tasks.coco_tokens import FileTokenizer
+from inarch.learning.tasks.coco.files import GQA_TYPES
+from inarch.learning.tasks.coco.images import GLIP, MDETR, Preparation
+from inarch.learning.tasks.coco.kinds import open_annotations, text_of
+from inarch.learning.tasks.coco.tasks import Gqa, Source
+from inarch.learning.tasks.coco.tokens import FileTokenizer
 from inarch.structure.errors import DataError, InarchError
 from inarch.tools.subject import Subject, Wanted
 

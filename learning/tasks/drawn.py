@@ -21,7 +21,7 @@ from inarch.learning.models.mdetr import Mdetr
 from inarch.learning.models.mdetr_config import MdetrConfig
 from inarch.learning.models.registry import Config
 from inarch.learning.tasks.aims import Aim
-from inarch.learning.tasks.coco_scores import pycocotools
+from inarch.learning.tasks.coco.scores import pycocotools
 from inarch.learning.tasks.courses import Arrays, Part, draw_images
 from inarch.learning.tasks.glip_trainee import GlipTrainee, check_side, totals
 from inarch.learning.tasks.mdetr_trainee import MdetrTrainee

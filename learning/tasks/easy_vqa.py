@@ -20,8 +20,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from inarch.learning.tasks.coco_images import MDETR, Pixels, Preparation, normalise, open_rgb, pad_rows
-from inarch.learning.tasks.coco_tasks import output
+from inarch.learning.tasks.coco.images import MDETR, Pixels, Preparation, normalise, open_rgb, pad_rows
+from inarch.learning.tasks.coco.tasks import output
 from inarch.runtime.accuracy import Arrays
 from inarch.structure.errors import DataError
 from inarch.structure.units import Indices

@@ -20,7 +20,7 @@ from inarch.learning.models.mdetr import Mdetr
 from inarch.learning.models.mdetr_config import MdetrConfig
 from inarch.learning.models.registry import Config
 from inarch.learning.tasks.aims import Aim
-from inarch.learning.tasks.coco_images import MDETR, normalise
+from inarch.learning.tasks.coco.images import MDETR, normalise
 from inarch.learning.tasks.courses import Arrays, Part, draw_images
 from inarch.learning.tasks.easy_vqa import SIDE, SPLITS, EasyVqa, EasyVqaTask, Split
 from inarch.learning.tasks.mdetr_trainee import MdetrTrainee

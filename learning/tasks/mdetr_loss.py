@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from inarch.learning.tasks.coco_files import GQA_TYPES
+from inarch.learning.tasks.coco.files import GQA_TYPES
 
 NO_OBJECT = 0.1
 """Weight of a query that matches no box."""

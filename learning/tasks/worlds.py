@@ -23,7 +23,7 @@ from typing import Protocol
 from inarch.learning.data_config import Data, EasyVqaSettings, FilesSettings, SpritesSettings
 from inarch.learning.models.registry import Config
 from inarch.learning.tasks.aims import Aim
-from inarch.learning.tasks.coco_world import FilesWorld
+from inarch.learning.tasks.coco.world import FilesWorld
 from inarch.learning.tasks.courses import Course
 from inarch.learning.tasks.drawn import Drawn
 from inarch.learning.tasks.easy_vqa_world import EasyVqaWorld

@@ -13,8 +13,8 @@ pytest.importorskip("PIL")
 
 from PIL import Image
 
-from inarch.learning.tasks.coco_files import read_answers_by_type, read_coco, read_gqa, read_referring
-from inarch.learning.tasks.coco_tasks import Detection, Gqa, Referring, Source
+from inarch.learning.tasks.coco.files import read_answers_by_type, read_coco, read_gqa, read_referring
+from inarch.learning.tasks.coco.tasks import Detection, Gqa, Referring, Source
 from inarch.runtime.accuracy import Arrays, Evaluation, Task
 from inarch.tools.report_examples import examples_of, write_examples
 from inarch.tools.report_files import ExamplesFile

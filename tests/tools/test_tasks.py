@@ -333,7 +333,7 @@ def glip_outputs(levels: int, size: tuple[int, int], boxes: dict[int, tuple[int,
 
 def test_detection_reads_boxes_in_pixels_of_the_original(files: Path) -> None:
     pytest.importorskip("pycocotools")
-    from inarch.learning.tasks.coco_tasks import Detection
+    from inarch.learning.tasks.coco.tasks import Detection
 
     face = Face(
         "glip",

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from inarch.learning.tasks.boxes import corners_to_coco, to_corners
-from inarch.learning.tasks.coco_files import BoxRow, Category, CocoFile, ImageRow
-from inarch.learning.tasks.coco_scores import average_precision, coco_metrics
+from inarch.learning.tasks.coco.files import BoxRow, Category, CocoFile, ImageRow
+from inarch.learning.tasks.coco.scores import average_precision, coco_metrics
 from inarch.learning.tasks.glip_boxes import detect_batch, padded
 from inarch.learning.tasks.scenes.data import ScenesData, feeds
 from inarch.learning.tasks.scenes.language import pack

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from inarch.learning.tasks.coco_images import pillow
+from inarch.learning.tasks.coco.images import pillow
 from inarch.learning.tasks.sprites.words import NAMES
 from inarch.structure.errors import DataError
 

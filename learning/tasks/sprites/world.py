@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inarch.learning.tasks.coco_images import pillow
+from inarch.learning.tasks.coco.images import pillow
 from inarch.learning.tasks.scenes.render import Images, backgrounds
 from inarch.learning.tasks.scenes.world import SPLITS, Difficulty, Floats, Scenes, Split, place
 from inarch.learning.tasks.sprites.package import Picture

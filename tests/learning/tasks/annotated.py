@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from inarch.learning.tasks.coco_files import GQA_TYPES
+from inarch.learning.tasks.coco.files import GQA_TYPES
 from inarch.learning.tasks.scenes.data import ScenesConfig, ScenesData
 from inarch.learning.tasks.scenes.words import SCENES
 from inarch.learning.tasks.scenes.world import ATTRIBUTES, LEVELS

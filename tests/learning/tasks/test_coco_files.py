@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from inarch.learning.tasks.coco_files import (
+from inarch.learning.tasks.coco.files import (
     GQA_TYPES,
     read_answers,
     read_answers_by_type,

@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("PIL")
 
-from inarch.learning.tasks.coco_files import ImageRow
-from inarch.learning.tasks.coco_images import (
+from inarch.learning.tasks.coco.files import ImageRow
+from inarch.learning.tasks.coco.images import (
     GLIP,
     MDETR,
     MEAN,

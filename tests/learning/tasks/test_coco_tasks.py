@@ -11,10 +11,10 @@ import pytest
 pytest.importorskip("PIL")
 
 from inarch.learning.tasks.boxes import corners_to_coco
-from inarch.learning.tasks.coco_files import BoxRow, read_answers_by_type, read_coco, read_gqa, read_referring
-from inarch.learning.tasks.coco_images import Preparation
-from inarch.learning.tasks.coco_scores import average_precision, coco_metrics
-from inarch.learning.tasks.coco_tasks import Detected, Detection, Frame, Gqa, Referring, Source
+from inarch.learning.tasks.coco.files import BoxRow, read_answers_by_type, read_coco, read_gqa, read_referring
+from inarch.learning.tasks.coco.images import Preparation
+from inarch.learning.tasks.coco.scores import average_precision, coco_metrics
+from inarch.learning.tasks.coco.tasks import Detected, Detection, Frame, Gqa, Referring, Source
 from inarch.runtime.accuracy import Arrays, Task, evaluate
 from inarch.structure.errors import DataError, RuntimeFailure
 

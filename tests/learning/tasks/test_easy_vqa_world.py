@@ -15,8 +15,8 @@ pytest.importorskip("PIL")
 from inarch.learning.data_config import EasyVqaSettings
 from inarch.learning.models.registry import build
 from inarch.learning.tasks import easy_vqa
-from inarch.learning.tasks.coco_images import MDETR as PREPARATION
-from inarch.learning.tasks.coco_images import normalise
+from inarch.learning.tasks.coco.images import MDETR as PREPARATION
+from inarch.learning.tasks.coco.images import normalise
 from inarch.learning.tasks.courses import tensors
 from inarch.learning.tasks.easy_vqa_world import EasyVqaWorld
 from inarch.structure.errors import DataError, InarchError

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from inarch.learning.tasks.boxes import giou
 from inarch.learning.tasks.boxes import to_corners as numpy_corners
-from inarch.learning.tasks.coco_files import GQA_TYPES
+from inarch.learning.tasks.coco.files import GQA_TYPES
 from inarch.learning.tasks.mdetr_loss import (
     NO_OBJECT,
     TEMPERATURE,

@@ -17,10 +17,10 @@ from inarch.learning.data_config import FilesSettings, weights_part
 from inarch.learning.models.glip import Glip
 from inarch.learning.models.mdetr import Mdetr
 from inarch.learning.tasks.boxes import Floats, coco_to_corners, to_centres
-from inarch.learning.tasks.coco_files import ImageRow
-from inarch.learning.tasks.coco_glip import prompt, spoken
-from inarch.learning.tasks.coco_open import FileTask, rows_of
-from inarch.learning.tasks.coco_tasks import Detection, Frame, Gqa, Referring, Source
+from inarch.learning.tasks.coco.files import ImageRow
+from inarch.learning.tasks.coco.glip import prompt, spoken
+from inarch.learning.tasks.coco.kinds import FileTask, rows_of
+from inarch.learning.tasks.coco.tasks import Detection, Frame, Gqa, Referring, Source
 from inarch.learning.tasks.courses import Arrays, Part, draw_images
 from inarch.learning.tasks.glip_trainee import GlipTrainee, totals
 from inarch.learning.tasks.mdetr_trainee import MdetrTrainee

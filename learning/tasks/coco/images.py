@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from inarch.learning.tasks.coco_files import ImageRow
+from inarch.learning.tasks.coco.files import ImageRow
 from inarch.structure.errors import DataError
 from inarch.structure.units import Indices
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from inarch.learning.tasks.boxes import Floats, coco_to_corners, giou, iou, to_corners
-from inarch.learning.tasks.coco_files import GQA_TYPES, UNKNOWN, BoxRow, CocoFile, GqaFile, GqaType, ImageRow, ReferringFile
-from inarch.learning.tasks.coco_images import (
+from inarch.learning.tasks.coco.files import GQA_TYPES, UNKNOWN, BoxRow, CocoFile, GqaFile, GqaType, ImageRow, ReferringFile
+from inarch.learning.tasks.coco.images import (
     MDETR,
     Preparation,
     Size,
@@ -25,7 +25,7 @@ from inarch.learning.tasks.coco_images import (
     positive_map,
     read_image,
 )
-from inarch.learning.tasks.coco_scores import average_precision, coco_metrics
+from inarch.learning.tasks.coco.scores import average_precision, coco_metrics
 from inarch.runtime.accuracy import Arrays
 from inarch.structure.errors import DataError, RuntimeFailure
 from inarch.structure.units import Indices
@@ -91,7 +91,7 @@ class Source:
     def spans(
         self, text: str, spans: Sequence[Sequence[tuple[int, int]]], columns: int, *, blanks: bool = False
     ) -> npt.NDArray[np.bool_]:
-        """Which of a text's tokens name each box, [P, T] for T columns; see :func:`~coco_images.positive_map`.
+        """Which of a text's tokens name each box, [P, T] for T columns; see :func:`~.images.positive_map`.
 
         Raises:
             DataError: there is no tokenizer, or no token stands for a span.

@@ -20,13 +20,13 @@ from inarch.learning.models.mdetr_config import MdetrConfig
 from inarch.learning.models.registry import Config
 from inarch.learning.models.text import padding_id
 from inarch.learning.tasks.aims import OF_FILES, Aim
-from inarch.learning.tasks.coco_courses import CocoCourse, FilesCourse, GqaCourse, RefcocoCourse
-from inarch.learning.tasks.coco_files import GQA_TYPES, read_answers_by_type
-from inarch.learning.tasks.coco_images import GLIP, MDETR, check_image
-from inarch.learning.tasks.coco_open import FileTask, check_model, open_annotations, rows_of, text_of
-from inarch.learning.tasks.coco_scores import pycocotools
-from inarch.learning.tasks.coco_tasks import Detection, Gqa, Referring, Source
-from inarch.learning.tasks.coco_tokens import FileTokenizer
+from inarch.learning.tasks.coco.courses import CocoCourse, FilesCourse, GqaCourse, RefcocoCourse
+from inarch.learning.tasks.coco.files import GQA_TYPES, read_answers_by_type
+from inarch.learning.tasks.coco.images import GLIP, MDETR, check_image
+from inarch.learning.tasks.coco.kinds import FileTask, check_model, open_annotations, rows_of, text_of
+from inarch.learning.tasks.coco.scores import pycocotools
+from inarch.learning.tasks.coco.tasks import Detection, Gqa, Referring, Source
+from inarch.learning.tasks.coco.tokens import FileTokenizer
 from inarch.learning.tasks.glip_trainee import SMALLEST
 from inarch.structure.errors import DataError, InarchError
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from inarch.learning.models.glip_post import detect
 from inarch.learning.tasks.boxes import to_corners
-from inarch.learning.tasks.coco_files import CocoFile, ReferringFile
-from inarch.learning.tasks.coco_tasks import RANKS, Decode, Detected, Detection, Frame, Referring, Source
+from inarch.learning.tasks.coco.files import CocoFile, ReferringFile
+from inarch.learning.tasks.coco.tasks import RANKS, Decode, Detected, Detection, Frame, Referring, Source
 from inarch.learning.tasks.glip_boxes import ground, levels_of
 from inarch.runtime.accuracy import Arrays
 from inarch.structure.errors import DataError

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from inarch.learning.tasks.coco_files import (
+from inarch.learning.tasks.coco.files import (
     Expression,
     ImageRow,
     Question,
@@ -23,8 +23,8 @@ from inarch.learning.tasks.coco_files import (
     read_gqa,
     read_referring,
 )
-from inarch.learning.tasks.coco_glip import GlipReferring, detection
-from inarch.learning.tasks.coco_tasks import Detection, Gqa, Referring, Source
+from inarch.learning.tasks.coco.glip import GlipReferring, detection
+from inarch.learning.tasks.coco.tasks import Detection, Gqa, Referring, Source
 from inarch.structure.errors import InarchError
 
 FileTask = Referring | Gqa | Detection

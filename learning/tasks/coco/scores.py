@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inarch.learning.tasks.boxes import Floats, area, coco_to_corners, corners_to_coco, iou
-from inarch.learning.tasks.coco_files import BoxRow, CocoFile
+from inarch.learning.tasks.coco.files import BoxRow, CocoFile
 from inarch.structure.errors import DataError, RuntimeFailure
 from inarch.structure.units import Indices
 
