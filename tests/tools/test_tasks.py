@@ -304,6 +304,32 @@ def test_referring_expressions(files: Path) -> None:
     assert opened(of_files(files, "refcoco", "other.json"), model).samples != subject.samples
 
 
+def test_a_run_on_files_is_judged_in_its_own_batches(files: Path, tmp_path: Path) -> None:
+    """What an image is padded to depends on its batch."""
+    data = {
+        "task": "refcoco",
+        "held_out": str(files / "refs.json"),
+        "folder": str(files),
+        "short": 20,
+        "longest": 32,
+        "images": 7,
+    }
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"data": data | {"tokenizer": str(files / "tokenizer.json")}}))
+    mine, theirs = (
+        opened(Wanted(run=run), deployed.anywhere()),
+        opened(of_files(files, "refcoco", "refs.json"), deployed.anywhere()),
+    )
+    assert (mine.batch, mine.samples) == (7, theirs.samples)
+    same(mine.task, theirs.task, deployed.anywhere())
+    assert opened(Wanted(run=run, task="referring", split="test"), deployed.anywhere()).task.name == "referring/refs"
+    with pytest.raises(InarchError, match=r"no vqa on refcoco .*there is referring"):
+        opened(Wanted(run=run, task="vqa"), deployed.anywhere())
+    with pytest.raises(InarchError, match="there is no split 'testA'"):
+        opened(Wanted(run=run, split="testA"), deployed.anywhere())
+
+
 def test_questions(files: Path) -> None:
     model = deployed.anywhere(answers=-1)
     subject = opened(of_files(files, "gqa", "gqa.json", answers=files / "answers.json"), model)
