@@ -152,7 +152,7 @@ class LearnConfig(Settings):
         task = task_of(values.get("data", {}))
         if task not in ("scenes", "sprites"):
             wanted.pop("data", None)
-        if task in OF_FILES and is_glip(values.get("model", "")):
+        if isinstance(task, str) and task in OF_FILES and is_glip(values.get("model", "")):
             wanted["data"] = {"each": 1}  # it would see an image as often as there are texts about it
         return filled(values, wanted)
 
@@ -205,7 +205,7 @@ class TuneConfig(Settings):
     optimisation: Optimisation = Optimisation(steps=2000, rate=5e-4, warmup=100)
     dense: bool = False
     distil: Annotated[float, Field(ge=0)] = 0.0
-    teacher: str | None = None
+    teacher: FilePath | None = None
     precision: Literal["no", "bf16", "fp16"] = "no"
     seed: Annotated[int, Field(ge=0)] = 0
 

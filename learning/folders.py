@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ def refuse_another(document: Mapping[str, Any], folder: Path, hint: str) -> None
         there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else document
     except (OSError, ValueError) as error:
         raise InarchError(f"cannot be read: {error}", where=str(path)) from None
+    if isinstance(there, dict):  # paths were once kept as they were typed
+        there |= {name: os.path.abspath(there[name]) for name in ("weights", "teacher") if isinstance(there.get(name), str)}
     if there == document:
         return
     new: list[str] = []
@@ -79,12 +82,15 @@ def refuse_changed(digests: Mapping[str, str], folder: Path) -> None:
         folder: the run's.
 
     Raises:
-        InarchError: one of the files has changed since the run began.
+        InarchError: one of the files has changed since the run began, or what it had then cannot be read.
     """
     path = folder / DIGESTS
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else digests
+    try:
+        known = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except (OSError, TypeError, ValueError) as error:
+        raise InarchError(f"cannot be read: {error}", where=str(path)) from None
     for file, digest in digests.items():
-        if known.get(file) != digest:
+        if known.get(file, digest) != digest:
             raise InarchError("has changed since the run began", where=file, hint="take another folder for a new run")
 
 

@@ -49,7 +49,7 @@ def importance(
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
         found = torch.autograd.grad(total, list(learned.values()), allow_unused=True, materialize_grads=True)
         if place.num_processes > 1:
-            found = tuple(place.reduce(gradient, "mean") for gradient in found)
+            found = tuple(place.reduce(gradient.contiguous(), "mean") for gradient in found)
         gradients = still | dict(zip(learned, found, strict=True))
         with torch.no_grad():
             for key in space.axes:

@@ -69,7 +69,7 @@ def train_dense(
         folder: where they are kept.
         place: processes and device.
         progress: called after every step.
-        given: a trainee's weights to take instead.
+        given: a trainee's weights to take instead, whatever the configuration says.
     """
     course, config = shop.pretraining(), shop.config
 
@@ -293,11 +293,13 @@ def tune(
     plan = None if config.dense else load_plan(run_folder / PLAN)
     shop = workshop(learned)
     shop.world.check(config.kind)
+    refuse_changed(shop.world.digests, run_folder)
     teacher = None if not config.distil else _teacher(shop, run_folder, config)
     claim(document, folder, place)
     weights = tune_weights(shop, source, plan, config, folder, place, teacher, progress)
     if place.is_main_process:
         keep_weights(weights, folder / WEIGHTS)  # whatever is wrong with what is judged on, they are there
+    place.free_memory()  # it remembers the trainee, beside which the model is to find room
     where = place.device
     judged = {one: judge(shop, weights, config.kind, split=one, device=where, progress=progress) for one in shop.world.splits}
     if place.is_main_process:

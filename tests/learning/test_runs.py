@@ -262,6 +262,18 @@ def test_a_run_on_files_goes_on_while_they_are_the_same(files: Path, tmp_path: P
         learn(config, tmp_path / "twice", device="cpu")
 
 
+def test_weights_that_were_once_named_from_another_place(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of before kept a path as it was typed."""
+    shutil.copy(folder / "dense.safetensors", tmp_path / "dense.safetensors")
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    learn(tiny.config(weights="dense.safetensors"), run, device="cpu")
+    document = json.loads((run / "config.json").read_text())
+    assert document["weights"] == str(tmp_path / "dense.safetensors")
+    (run / "config.json").write_text(json.dumps(document | {"weights": "dense.safetensors"}))
+    learn(read_run(run), run, device="cpu")
+
+
 def test_what_was_tuned_is_kept_whatever_it_is_judged_on(files: Path, tmp_path: Path) -> None:
     shutil.copytree(files, tmp_path / "files")
     image = tmp_path / "files" / "test0.png"

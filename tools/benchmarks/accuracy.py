@@ -3,7 +3,8 @@
 A cell is a file in the store, written when it is done and never computed again, so that the grid is filled over several runs and
 machines. Every setting that a cell depends on is in its name's hash; whoever changes what a method does with them, removes its
 cells. All methods of a seed start from one dense model and get as many steps; see :mod:`inarch.learning.methods`. A machine on
-which that model comes out differently fills other seeds. ``--table`` only prints what there is.
+which that model comes out differently cannot go on with a seed, nor can any with a seed whose cells do not say what they started
+from; whoever wants one removes its cells. ``--table`` only prints what there is.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from inarch.tools.benchmarks.accuracy_grid import (
     Cell,
     base_config,
     check_start,
+    closed,
     dense_key,
     grid,
     key_of,
@@ -207,9 +209,15 @@ def _fill(args: argparse.Namespace) -> int:
     STORE.mkdir(parents=True, exist_ok=True)
     shops: dict[str, Workshop | InarchError] = {}
     failed = 0
+    there, left = stored(STORE), set[tuple[str, int]]()
     for cell in dict.fromkeys(grid()):
         path = STORE / f"{key_of(cell)}.json"
         if path.exists() or not _wanted(cell, args):
+            continue
+        if closed(cell, there):
+            if (cell.setting, cell.seed) not in left:
+                left.add((cell.setting, cell.seed))
+                render.say(f"without {cell.setting}, seed {cell.seed}: its cells do not say which dense model they started from")
             continue
         if time.monotonic() - begun > args.minutes * 60:
             render.say("the time is over; run it again for the rest")

@@ -224,6 +224,11 @@ def _digest(settings: object) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def closed(cell: Cell, others: Mapping[Cell, Mapping[str, Any]]) -> bool:
+    """Whether cells of the same setting and seed do not say which dense model they started from: none can be put beside them."""
+    return any((other.setting, other.seed) == (cell.setting, cell.seed) and "dense" not in others[other] for other in others)
+
+
 def check_start(cell: Cell, dense: str, others: Mapping[Cell, Mapping[str, Any]]) -> None:
     """Refuse a cell beside others of its seed that started from another dense model: differences would not be paired.
 
@@ -233,13 +238,12 @@ def check_start(cell: Cell, dense: str, others: Mapping[Cell, Mapping[str, Any]]
         others: what is stored.
 
     Raises:
-        InarchError: one of the same setting and seed has another digest, or none.
+        InarchError: one of the same setting and seed has another digest.
     """
     for other, result in others.items():
         if (other.setting, other.seed) == (cell.setting, cell.seed) and result.get("dense") != dense:
-            known = result.get("dense", "not known")
             raise InarchError(
-                f"the dense model of seed {cell.seed} here is {dense}, that of {key_of(other)} is {known}",
+                f"the dense model of seed {cell.seed} here is {dense}, that of {key_of(other)} is {result.get('dense')}",
                 where=str(WORK / dense_key(cell.seed, cell.setting)),
                 hint="on an equal processor --threads 1 makes the same one; or remove this seed's cells and fill them anew",
             )

@@ -144,7 +144,7 @@ class RefcocoCourse(FilesCourse):
         levels: of a GLIP's pyramid, or None for an MDETR.
 
     Raises:
-        DataError: there are too few images, a box lies outside of its image, or an expression has no tokens.
+        DataError: there are too few images, or a box lies outside of its image.
     """
 
     def __init__(self, task: Referring, settings: FilesSettings, levels: int | None = None) -> None:
@@ -181,11 +181,9 @@ class RefcocoCourse(FilesCourse):
         """The tokens that name every expression's box; where no characters do that have a token, the whole expression does."""
         made = []
         for row, target in zip(self.file.expressions, self.file.targets, strict=True):
-            columns = self.source.texts([row.caption])["input_ids"].shape[1]
-            named, whole = self.source.spans(row.caption, [target.tokens_positive, [(0, len(row.caption))]], columns, blanks=True)
-            if not whole.any():
-                raise DataError("is a text without tokens", where=f"{self.file.source}: the expression {row.id}")
-            made.append(np.flatnonzero(named if named.any() else whole))
+            mask = self.source.texts([row.caption])["attention_mask"]
+            named = self.source.spans(row.caption, [target.tokens_positive], mask.shape[1], blanks=True)[0]
+            made.append(np.flatnonzero(named if named.any() else spoken(mask)[0]))
         return made
 
 

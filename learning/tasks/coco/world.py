@@ -91,14 +91,14 @@ class FilesWorld:
 
     @property
     def digests(self) -> Mapping[str, str]:
-        """SHA-256 of annotations, tokenizer and vocabulary; images are known by name alone.
+        """SHA-256 of the annotations to train on, the tokenizer and the vocabulary; images are known by name alone.
 
         Raises:
             DataError: one cannot be read.
         """
         settings = self.settings
         answers = [settings.answers] if isinstance(settings, GqaSettings) else []
-        return {file: _digest(file) for file in (settings.train, settings.held_out, self.tokenizer.name_or_path, *answers)}
+        return {file: _digest(file) for file in (settings.train, self.tokenizer.name_or_path, *answers)}
 
     def fitted(self, config: Config) -> Config:
         """A model's configuration for these words, and the released heads for questions.
@@ -149,9 +149,12 @@ class FilesWorld:
         if isinstance(task, Detection):
             return
         for start in range(0, task.samples, _AT_ONCE):
-            rows = range(start, min(start + _AT_ONCE, task.samples))
+            texts = [text_of(task, row) for row in range(start, min(start + _AT_ONCE, task.samples))]
+            blank = next((start + place for place, text in enumerate(texts) if not text.strip()), None)
+            if blank is not None:
+                raise DataError("is blank", where=f"{task.file.source}: images[{blank}].caption")
             try:
-                self.source.texts([text_of(task, row) for row in rows])
+                self.source.texts(texts)
             except DataError as error:
                 raise DataError(error.message, where=f"{task.file.source}: {error.where}", hint=error.hint) from None
 
