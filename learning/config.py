@@ -148,21 +148,24 @@ class LearnConfig(Settings):
         """What is not given, as the model wants it."""
         if not isinstance(values, Mapping):
             return values
-        wanted = preferences(values.get("model", cls.model_fields["model"].default))
-        task = task_of(values.get("data", {}))
-        if task not in ("scenes", "sprites"):
-            wanted.pop("data", None)
-        if isinstance(task, str) and task in OF_FILES and is_glip(values.get("model", "")):
-            wanted["data"] = {"each": 1}  # it would see an image as often as there are texts about it
-        return filled(values, wanted)
+        model = values.get("model", cls.model_fields["model"].default)
+        return filled(values, preferences(model, task_of(values.get("data", {}))))
 
 
-def preferences(model: str) -> dict[str, dict[str, Any]]:
+def preferences(model: str, task: Any) -> dict[str, dict[str, Any]]:
     """The settings whose defaults depend on the model, by section: the one place where they are chosen.
 
-    GLIP's coarsest map has a cell every 32 pixels or more, and at MDETR's rate its training is unsteady.
+    GLIP's coarsest map has a cell every 32 pixels or more, and at MDETR's rate its training is unsteady. It sees an image as
+    often as there are texts about it.
+
+    Args:
+        model: a preset's name.
+        task: of the data; whatever stands there.
     """
-    wanted: dict[str, dict[str, Any]] = {"data": {"side": 64}, "dense": {"rate": 1e-3}} if is_glip(model) else {}
+    wanted: dict[str, dict[str, Any]] = {}
+    if is_glip(model):
+        drawn, read = task in ("scenes", "sprites"), task in tuple(OF_FILES)
+        wanted = {"data": {"side": 64} if drawn else {"each": 1} if read else {}, "dense": {"rate": 1e-3}}
     return wanted | {name: {"rate": _FULL_RATE} for name in ("dense", "learning") if is_full(model)}
 
 

@@ -36,9 +36,9 @@ class Settings(BaseModel):
 
 def filled(values: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Values with what their sections leave out; a section that is no mapping is whole already."""
-    filled = dict(values)
+    whole = dict(values)
     for name, section in defaults.items():
         given = values.get(name, {})
         if section and isinstance(given, Mapping):
-            filled[name] = {**section, **given}
-    return filled
+            whole[name] = {**section, **given}
+    return whole

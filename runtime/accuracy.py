@@ -22,6 +22,10 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
 
+BATCH = 256
+"""Samples that are judged at once unless their size forbids it."""
+
+
 class Task(Protocol):
     """Held-out samples, and what counts as right."""
 
@@ -85,7 +89,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: Model, task: Task, *, batch: int = 256, limit: int | None = None, progress: Progress | None = None
+    model: Model, task: Task, *, batch: int = BATCH, limit: int | None = None, progress: Progress | None = None
 ) -> Evaluation:
     """Run a model over a task.
 

@@ -165,12 +165,14 @@ def of_units(found: Tally) -> str:
 
 def _check_files(task: str, files: Mapping[str, Path | None], settings: Settings) -> None:
     """Refuse a task on files of which one is not given, by the name of its option."""
+    from inarch.learning.tasks.coco.kinds import missing
+
     given = {name for name, path in files.items() if path is not None}
     given |= {name.removeprefix("data.") for name in named(settings)}
     for name in files:
         if name not in given and (name != "answers" or task == "gqa"):
             option = "images" if name == "folder" else name.replace("_", "-")
-            raise InarchError("is missing", where=f"--{option}", hint=f"--task {task} needs it")
+            raise missing(option, task)
 
 
 def _changes(

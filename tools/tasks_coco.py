@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from inarch.learning.tasks.coco.files import GQA_TYPES
 from inarch.learning.tasks.coco.images import GLIP, MDETR, Preparation
-from inarch.learning.tasks.coco.kinds import open_annotations, text_of
+from inarch.learning.tasks.coco.kinds import missing, open_annotations, text_of
 from inarch.learning.tasks.coco.tasks import Gqa, Source
 from inarch.learning.tasks.coco.tokens import FileTokenizer
-from inarch.structure.errors import DataError, InarchError
+from inarch.structure.errors import DataError
 from inarch.tools.subject import Subject, Wanted
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def open_files(wanted: Wanted, face: Face) -> Subject:
 
 def _needed(path: Path | None, name: str, wanted: Wanted) -> Path:
     if path is None:
-        raise InarchError("is missing", where=f"--{name}", hint=f"--task {wanted.task} needs it")
+        raise missing(name, str(wanted.task))
     return path
 
 

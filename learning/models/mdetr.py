@@ -199,7 +199,7 @@ class Mdetr(nn.Module):
     @property
     def signature(self) -> Signature:
         """Names and dynamic axes of an export; a ViT takes multiples of its patch."""
-        step = f"{self.config.vision.stride}*" if self.config.vision.kind == "vit" else ""
+        step = f"{self.config.multiple}*" if self.config.multiple > 1 else ""
         image = {"height": f"{step}height", "width": f"{step}width"}
         return Signature(
             {

@@ -58,6 +58,11 @@ class MdetrConfig(Frozen):
     answer_layer: Annotated[int, Field(ge=0)] = 0
     final_query: bool = False
 
+    @property
+    def multiple(self) -> int:
+        """What an image's sides are multiples of: a ViT's patch."""
+        return self.vision.stride if self.vision.kind == "vit" else 1
+
     @model_validator(mode="after")
     def _fits(self) -> MdetrConfig:
         check_heads(self.width, self.heads)

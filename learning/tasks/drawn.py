@@ -31,7 +31,7 @@ from inarch.learning.tasks.scenes.texts import Texts
 from inarch.learning.tasks.scenes.world import ATTRIBUTES
 from inarch.learning.tasks.sources import SOURCES, TEST
 from inarch.learning.tasks.trainee import Trainee
-from inarch.runtime.accuracy import Task
+from inarch.runtime.accuracy import BATCH, Task
 from inarch.structure.errors import InarchError
 from inarch.structure.units import Indices
 
@@ -53,7 +53,7 @@ class Drawn:
 
     first: ClassVar[Aim] = "grounding"
     digests: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    batch: ClassVar[int] = 256
+    batch: ClassVar[int] = BATCH
 
     def __init__(self, settings: DrawnSettings, model: Config) -> None:
         self.settings = settings

@@ -19,13 +19,13 @@ from inarch.learning.data_config import EasyVqaSettings
 from inarch.learning.models.mdetr import Mdetr
 from inarch.learning.models.mdetr_config import MdetrConfig
 from inarch.learning.models.registry import Config
-from inarch.learning.tasks.aims import Aim
+from inarch.learning.tasks.aims import Aim, check_aim
 from inarch.learning.tasks.coco.images import MDETR, normalise
 from inarch.learning.tasks.courses import Arrays, Part, draw_images
 from inarch.learning.tasks.easy_vqa import SIDE, SPLITS, EasyVqa, EasyVqaTask, Split
 from inarch.learning.tasks.mdetr_trainee import MdetrTrainee
 from inarch.learning.tasks.trainee import Trainee
-from inarch.runtime.accuracy import Task
+from inarch.runtime.accuracy import BATCH, Task
 from inarch.structure.errors import InarchError
 from inarch.structure.units import Indices
 
@@ -45,7 +45,7 @@ class EasyVqaWorld:
     first: Aim = "vqa"
     splits = ("test",)
     side = SIDE
-    batch = 256
+    batch = BATCH
     digests: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, settings: EasyVqaSettings, model: Config) -> None:
@@ -87,7 +87,7 @@ class EasyVqaWorld:
         Raises:
             InarchError: something else is wanted.
         """
-        self._check(kind)
+        check_aim(kind, self.first, "easy-vqa")
 
     def course(self, kind: Aim) -> EasyVqaCourse:
         """Training on questions.
@@ -95,7 +95,7 @@ class EasyVqaWorld:
         Raises:
             InarchError: something else is wanted.
         """
-        self._check(kind)
+        check_aim(kind, self.first, "easy-vqa")
         return EasyVqaCourse(self)
 
     def task(self, kind: Aim, split: str = "test") -> Task:
@@ -104,15 +104,11 @@ class EasyVqaWorld:
         Raises:
             InarchError: something else is wanted, or there is no such split.
         """
-        self._check(kind)
+        check_aim(kind, self.first, "easy-vqa")
         found = next((one for one in SPLITS if one == split), None)
         if found is None:
             raise InarchError(f"easy-vqa has no split {split!r}", hint=f"there are {', '.join(SPLITS)}")
         return EasyVqaTask(self.data(found))
-
-    def _check(self, kind: Aim) -> None:
-        if kind not in self.kinds:
-            raise InarchError(f"there is no {kind} on easy-vqa", where="--task", hint=f"there is {', '.join(self.kinds)}")
 
 
 @dataclass(frozen=True, eq=False)

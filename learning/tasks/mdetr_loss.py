@@ -142,7 +142,7 @@ def answer_loss(said: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tens
 def answer_divergence(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
     """Kullback-Leibler of answers from a teacher's, of what :func:`answer_loss` asks; arguments alike. Mean over B."""
     if "answer_types" not in batch:
-        name = next(iter(name for name in mine if name.startswith("answer")))
+        name = next(name for name in mine if name.startswith("answer"))
         return (divergence(mine[name], theirs[name]) * (batch["answers"] >= 0)).mean()
     total = divergence(mine["answer_type"], theirs["answer_type"]).mean()
     return total + sum((divergence(mine[name], theirs[name]) * asked).mean() for name, asked in _heads_of_types(batch))

@@ -32,7 +32,7 @@ from inarch.tools.subject import Subject, Wanted
 from inarch.tools.tasks import NAMES, open_subject
 
 from tests.learning.tasks.emoji import make_packages
-from tests.learning.tasks.small import BY_TYPE, COCO, GQA, REFERRING, Json, write, write_images
+from tests.learning.tasks.small import BY_TYPE, COCO, GQA, REFERRING, Json, word_tokenizer, write, write_images
 from tests.tools import deployed
 
 Corners = tuple[float, float, float, float]
@@ -266,17 +266,11 @@ def test_nothing_needs_torch(kind: str, tmp_path: Path) -> None:
 def files(tmp_path: Path) -> Path:
     """Images, annotations of each kind, and a tokenizer of whole words."""
     pytest.importorskip("tokenizers")
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
     write_images(tmp_path)
     documents = {"refs": REFERRING, "gqa": GQA, "coco": COCO, "answers": BY_TYPE}
     for name, document in documents.items():
         write(tmp_path, document, f"{name}.json")
-    words = "[PAD] [CLS] [SEP] [UNK] the a red ball box on left is it what ? dog bottle .".split()
-    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
-    core.save(str(tmp_path / "tokenizer.json"))
+    word_tokenizer("the a red ball box on left is it what ? dog bottle .".split()).save(str(tmp_path / "tokenizer.json"))
     return tmp_path
 
 

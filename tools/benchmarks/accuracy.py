@@ -49,9 +49,10 @@ def compute(cell: Cell, shop: Workshop) -> dict[str, Any]:
     from inarch.learning.tally import backbone_parameters, tally
     from inarch.tools.benchmarks.accuracy_report import pack
 
-    dense = start_of(cell, shop)
+    prepared = _of_cell(cell, shop)
+    dense = _start(cell, prepared)[1]
     check_start(cell, dense, stored(STORE))
-    outcome, record = learned(cell, _of_cell(cell, shop))
+    outcome, record = learned(cell, prepared)
     start = time.monotonic()
     weights = tuned(cell, shop, outcome)
     judged = judge(outcome.shop, weights, tuning_of(cell).kind)
@@ -78,15 +79,15 @@ def compute(cell: Cell, shop: Workshop) -> dict[str, Any]:
     return result
 
 
-def start_of(cell: Cell, shop: Workshop) -> str:
-    """Digest of the dense model that all cells of the seed start from, which is trained if it is not there."""
+def _start(cell: Cell, shop: Workshop) -> tuple[dict[str, Any], str]:
+    """Weights of the dense model that all cells of the seed start from, which is trained if it is not there, and their digest."""
     from inarch.learning.folders import DENSE
     from inarch.learning.runs import train_dense
     from inarch.learning.trainer import accelerator
 
     folder = WORK / dense_key(cell.seed, cell.setting)
-    train_dense(_of_cell(cell, shop), folder, accelerator(shop.config.precision, "cpu"))
-    return hashlib.sha256((folder / DENSE).read_bytes()).hexdigest()[:16]
+    weights = train_dense(shop, folder, accelerator(shop.config.precision, "cpu"))
+    return weights, hashlib.sha256((folder / DENSE).read_bytes()).hexdigest()[:16]
 
 
 def tuning_of(cell: Cell) -> TuneConfig:
@@ -140,7 +141,7 @@ def _of_cell(cell: Cell, shop: Workshop) -> Workshop:
 def learned(cell: Cell, shop: Workshop) -> tuple[Outcome, dict[str, Any]]:
     """What the cell's method gives before it is tuned, and a record of it; kept for the other tasks' cells."""
     from inarch.learning.methods import Outcome, obtain, shop_of
-    from inarch.learning.runs import judge, train_dense
+    from inarch.learning.runs import judge
     from inarch.learning.trainer import accelerator
     from inarch.learning.weights import keep_weights, read_weights
     from inarch.structure.plan import load_plan, save_plan
@@ -152,7 +153,7 @@ def learned(cell: Cell, shop: Workshop) -> tuple[Outcome, dict[str, Any]]:
         found = load_plan(plan) if known["plan"] else None
         return Outcome(found, read_weights(weights), known["planned"], known["stored"], shop_of(shop, cell.method)), known
     place = accelerator(shop.config.precision, "cpu")
-    dense = train_dense(shop, WORK / dense_key(cell.seed, cell.setting), place)
+    dense, _ = _start(cell, shop)
     teacher = learned(cell.teacher, shop)[0].weights if cell.taught else None
     start = time.monotonic()
     outcome = obtain(shop, dense, cell.method, folder, place, teacher=teacher)

@@ -226,7 +226,7 @@ def _digest(settings: object) -> str:
 
 def closed(cell: Cell, others: Mapping[Cell, Mapping[str, Any]]) -> bool:
     """Whether cells of the same setting and seed do not say which dense model they started from: none can be put beside them."""
-    return any((other.setting, other.seed) == (cell.setting, cell.seed) and "dense" not in others[other] for other in others)
+    return any("dense" not in result for _, result in _beside(cell, others))
 
 
 def check_start(cell: Cell, dense: str, others: Mapping[Cell, Mapping[str, Any]]) -> None:
@@ -240,13 +240,18 @@ def check_start(cell: Cell, dense: str, others: Mapping[Cell, Mapping[str, Any]]
     Raises:
         InarchError: one of the same setting and seed has another digest.
     """
-    for other, result in others.items():
-        if (other.setting, other.seed) == (cell.setting, cell.seed) and result.get("dense") != dense:
+    for other, result in _beside(cell, others):
+        if result.get("dense") != dense:
             raise InarchError(
                 f"the dense model of seed {cell.seed} here is {dense}, that of {key_of(other)} is {result.get('dense')}",
                 where=str(WORK / dense_key(cell.seed, cell.setting)),
                 hint="on an equal processor --threads 1 makes the same one; or remove this seed's cells and fill them anew",
             )
+
+
+def _beside(cell: Cell, others: Mapping[Cell, Mapping[str, Any]]) -> Iterator[tuple[Cell, Mapping[str, Any]]]:
+    """Those of the same setting and seed."""
+    return ((other, result) for other, result in others.items() if (other.setting, other.seed) == (cell.setting, cell.seed))
 
 
 def stored(store: Path) -> dict[Cell, dict[str, Any]]:

@@ -19,7 +19,7 @@ from inarch.learning.models.mdetr import Mdetr
 from inarch.learning.tasks.boxes import Floats, coco_to_corners, to_centres
 from inarch.learning.tasks.coco.files import ImageRow
 from inarch.learning.tasks.coco.glip import prompt, spoken
-from inarch.learning.tasks.coco.kinds import FileTask, rows_of
+from inarch.learning.tasks.coco.kinds import FileTask, rows_of, text_of
 from inarch.learning.tasks.coco.tasks import Detection, Frame, Gqa, Referring, Source
 from inarch.learning.tasks.courses import Arrays, Part, draw_images
 from inarch.learning.tasks.glip_trainee import GlipTrainee, totals
@@ -50,25 +50,25 @@ class FilesCourse(ABC):
     """Whether images have to have the sizes that their rows say."""
 
     def __init__(self, task: FileTask, settings: FilesSettings, levels: int | None = None) -> None:
-        self.settings, self.levels = settings, levels
+        self.task, self.settings, self.levels = task, settings, levels
         self.name = task.name
         self.source: Source = task.source
-        self._rows = rows_of(task)
+        rows = rows_of(task)
         about: dict[str, list[int]] = {}
-        for number, row in enumerate(self._rows):
+        for number, row in enumerate(rows):
             about.setdefault(row.file_name, []).append(number)
         grouped = list(about.values())
         order = np.random.default_rng(0).permutation(len(grouped)).tolist()
         self.about = [np.asarray(grouped[place]) for place in order]
-        self.images: list[ImageRow] = [self._rows[numbers[0]] for numbers in self.about]
+        self.images: list[ImageRow] = [rows[numbers[0]] for numbers in self.about]
         try:
             self.edge = weights_part(len(self.images), settings.images)
         except ValueError as error:
             raise DataError(str(error), where=settings.train, hint="take a smaller data.images") from None
 
-    @abstractmethod
     def texts(self, picks: Sequence[int]) -> dict[str, npt.NDArray[np.int64]]:
         """``input_ids`` and ``attention_mask`` [B, T] of samples."""
+        return self.source.texts([text_of(self.task, row) for row in picks])
 
     @abstractmethod
     def targets(self, picks: Sequence[int], frames: Sequence[Frame], mask: Indices) -> Arrays:
@@ -153,10 +153,6 @@ class RefcocoCourse(FilesCourse):
         self._boxes = self._corners()
         self._tokens = self._named() if levels is None else []
 
-    def texts(self, picks: Sequence[int]) -> dict[str, npt.NDArray[np.int64]]:
-        """Tokens of the expressions."""
-        return self.source.texts([self.file.expressions[row].caption for row in picks])
-
     def targets(self, picks: Sequence[int], frames: Sequence[Frame], mask: Indices) -> Arrays:
         """Boxes, and the tokens that name each."""
         spans = spoken(mask)
@@ -171,10 +167,11 @@ class RefcocoCourse(FilesCourse):
         """Corners of every expression's box, [N, 4], as far as they lie in the image."""
         corners = coco_to_corners(np.asarray([target.bbox for target in self.file.targets], np.float64))
         inside = _inside(corners, self.file.expressions)
-        for row in np.flatnonzero((inside[:, 2:] <= inside[:, :2]).any(1)).tolist():
-            name = self.file.expressions[row].file_name
-            where = f"{self.file.source}: annotations of the expression {self.file.expressions[row].id}"
-            raise DataError(f"the box lies outside of {name!r}", where=where)
+        outside = np.flatnonzero((inside[:, 2:] <= inside[:, :2]).any(1))
+        if len(outside):
+            row = self.file.expressions[outside[0]]
+            where = f"{self.file.source}: annotations of the expression {row.id}"
+            raise DataError(f"the box lies outside of {row.file_name!r}", where=where)
         return inside
 
     def _named(self) -> list[Indices]:
@@ -194,16 +191,12 @@ class GqaCourse(FilesCourse):
 
     def __init__(self, task: Gqa, settings: FilesSettings) -> None:
         super().__init__(task, settings)
-        self.task = task
-
-    def texts(self, picks: Sequence[int]) -> dict[str, npt.NDArray[np.int64]]:
-        """Tokens of the questions."""
-        return self.source.texts([self.task.file.questions[row].caption for row in picks])
+        self._answers, self._types = task.answers, task.types
 
     def targets(self, picks: Sequence[int], frames: Sequence[Frame], mask: Indices) -> Arrays:
         """Types and answers; no boxes."""
         nothing = self.placed([np.zeros((0, 4))] * len(picks), frames)
-        asked = {"answers": self.task.answers[list(picks)], "answer_types": self.task.types[list(picks)]}
+        asked = {"answers": self._answers[list(picks)], "answer_types": self._types[list(picks)]}
         return {**nothing, "spans": np.zeros((len(picks), 1, mask.shape[1]), np.bool_), **asked}
 
     def trainee(self, model: nn.Module) -> Trainee:
@@ -231,7 +224,6 @@ class CocoCourse(FilesCourse):
 
     def __init__(self, task: Detection, settings: FilesSettings, levels: int) -> None:
         super().__init__(task, settings, levels)
-        self.file = task.file
         ids, mask, phrases = prompt(task.file, task.source)
         self._text = {"input_ids": ids, "attention_mask": mask}
         self._names = np.zeros((len(phrases), ids.shape[1]), np.bool_)

@@ -46,6 +46,11 @@ def check_model(task: str, *, glip: bool) -> None:
         raise InarchError("coco is nothing for an MDETR", where="--task", hint="there are refcoco and gqa")
 
 
+def missing(option: str, task: str) -> InarchError:
+    """What is said of a file that a task needs and that is not given."""
+    return InarchError("is missing", where=f"--{option}", hint=f"--task {task} needs it")
+
+
 def open_annotations(task: str, annotations: Path, source: Source, answers: Path | None, *, glip: bool) -> FileTask:
     """The task of these annotations.
 
@@ -63,7 +68,7 @@ def open_annotations(task: str, annotations: Path, source: Source, answers: Path
     check_model(task, glip=glip)
     if task == "gqa":
         if answers is None:
-            raise InarchError("is missing", where="--answers", hint="--task gqa needs it")
+            raise missing("answers", task)
         return Gqa(read_gqa(annotations), read_answers_by_type(answers), source)
     if task == "coco":
         return detection(read_coco(annotations), source)

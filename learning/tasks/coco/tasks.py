@@ -197,6 +197,9 @@ class Gqa:
         answers: type -> answer -> class of its head.
         source: of images and tokens.
 
+    Attributes:
+        sizes: classes that each type's head has to have.
+
     Raises:
         DataError: a vocabulary has neither an answer nor ``unknown``.
     """
@@ -212,7 +215,7 @@ class Gqa:
         self.answers = np.asarray(
             [self._class(number, answers[row.question_type]) for number, row in enumerate(file.questions)], np.int64
         )
-        self._sizes = [max(answers[kind].values()) + 1 for kind in GQA_TYPES]
+        self.sizes = [max(answers[kind].values()) + 1 for kind in GQA_TYPES]
         self._words = [{number: answer for answer, number in answers[kind].items()} for kind in GQA_TYPES]
 
     def _class(self, number: int, vocabulary: Mapping[str, int]) -> int:
@@ -241,7 +244,7 @@ class Gqa:
         """
         types = output(outputs, "answer_type", (len(rows), len(GQA_TYPES)), self.name).argmax(1)
         heads = [output(outputs, f"answer_{kind}", (len(rows), None), self.name) for kind in GQA_TYPES]
-        for kind, head, size in zip(GQA_TYPES, heads, self._sizes, strict=True):
+        for kind, head, size in zip(GQA_TYPES, heads, self.sizes, strict=True):
             if head.shape[1] < size:
                 message = f"output 'answer_{kind}' has {head.shape[1]} classes, its vocabulary {size}"
                 raise RuntimeFailure(message, where=self.name, hint="were model and vocabulary made together?")

@@ -19,9 +19,9 @@ from inarch.learning.models.mdetr import GQA_HEADS
 from inarch.learning.models.mdetr_config import MdetrConfig
 from inarch.learning.models.registry import Config
 from inarch.learning.models.text import padding_id
-from inarch.learning.tasks.aims import OF_FILES, Aim
+from inarch.learning.tasks.aims import OF_FILES, Aim, check_aim
 from inarch.learning.tasks.coco.courses import CocoCourse, FilesCourse, GqaCourse, RefcocoCourse
-from inarch.learning.tasks.coco.files import GQA_TYPES, read_answers_by_type
+from inarch.learning.tasks.coco.files import GQA_TYPES
 from inarch.learning.tasks.coco.images import GLIP, MDETR, check_image
 from inarch.learning.tasks.coco.kinds import FileTask, check_model, open_annotations, rows_of, text_of
 from inarch.learning.tasks.coco.scores import pycocotools
@@ -60,8 +60,8 @@ class FilesWorld:
         self.kinds: tuple[Aim, ...] = (OF_FILES[settings.task],)
         self.first: Aim = self.kinds[0]
         self.side, self.batch = settings.short, settings.images
-        base = GLIP if glip else MDETR
-        multiple = base.multiple if glip or model.vision.kind != "vit" else model.vision.stride
+        base = MDETR if isinstance(model, MdetrConfig) else GLIP
+        multiple = model.multiple if isinstance(model, MdetrConfig) else base.multiple
         preparation = replace(base, short=settings.short, longest=settings.longest, multiple=multiple)
         self.tokenizer = FileTokenizer(Path(settings.tokenizer))
         longest = min(model.text.longest, model.spans) if isinstance(model, MdetrConfig) else model.text.longest
@@ -126,9 +126,12 @@ class FilesWorld:
             DataError: a file cannot be read, an image is not there or of another size, a box or a text cannot be learned from,
                 the two files have different categories, or pycocotools, which detections are judged with, is not installed.
         """
-        self._check(kind)
-        if isinstance(self.settings, GqaSettings):
-            _check_classes(self.settings.answers)
+        check_aim(kind, self.first, self.settings.task)
+        if isinstance(self.train, Gqa) and isinstance(self.settings, GqaSettings):
+            for name, size in zip(GQA_TYPES, self.train.sizes, strict=True):
+                if size > GQA_HEADS[name]:
+                    message = f"answer_{name} has the class {size - 1}, the head {GQA_HEADS[name]} classes"
+                    raise InarchError(message, where=self.settings.answers)
         if isinstance(self.train, Detection) and isinstance(self.held_out, Detection):
             pycocotools()
             if self.train.file.categories != self.held_out.file.categories:
@@ -173,7 +176,7 @@ class FilesWorld:
         Raises:
             InarchError: something else is wanted.
         """
-        self._check(kind)
+        check_aim(kind, self.first, self.settings.task)
         return self._course
 
     def task(self, kind: Aim, split: str = "test") -> FileTask:
@@ -182,16 +185,10 @@ class FilesWorld:
         Raises:
             InarchError: something else is wanted, or there is no such split.
         """
-        self._check(kind)
+        check_aim(kind, self.first, self.settings.task)
         if split not in self.splits:
             raise InarchError(f"{self.settings.task} has no split {split!r}", hint=f"there is {self.splits[0]}")
         return self.held_out
-
-    def _check(self, kind: Aim) -> None:
-        if kind not in self.kinds:
-            raise InarchError(
-                f"there is no {kind} on {self.settings.task}", where="--task", hint=f"there is {', '.join(self.kinds)}"
-            )
 
 
 def _digest(file: str) -> str:
@@ -200,12 +197,3 @@ def _digest(file: str) -> str:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=file) from None
-
-
-def _check_classes(path: str) -> None:
-    """Refuse a vocabulary with classes that the released heads do not have."""
-    answers = read_answers_by_type(path)
-    for kind in GQA_TYPES:
-        largest = max(answers[kind].values())
-        if largest >= GQA_HEADS[kind]:
-            raise InarchError(f"answer_{kind} has the class {largest}, the head {GQA_HEADS[kind]} classes", where=path)

@@ -12,7 +12,7 @@ from inarch.learning.tasks.scenes.data import ScenesConfig, ScenesData
 from inarch.learning.tasks.scenes.words import SCENES
 from inarch.learning.tasks.scenes.world import ATTRIBUTES, LEVELS
 
-from tests.learning.tasks.small import Json, write
+from tests.learning.tasks.small import Json, word_tokenizer, write
 
 SIDE, EACH = 48, 3
 WORDS = sorted({word for word in SCENES.words if word.isalpha()} | {"?", "."})
@@ -30,7 +30,7 @@ def make_files(folder: Path, images: int = 50, held_out: int = 6) -> Path:
         ):
             write(folder, document, f"{task}-{split}.json")
     write(folder, _vocabulary(), "answers.json")
-    tokenizer(folder / "tokenizer.json")
+    word_tokenizer(WORDS).save(str(folder / "tokenizer.json"))
     return folder
 
 
@@ -40,17 +40,6 @@ def settings(folder: Path, task: str, /, **more: Any) -> dict[str, Any]:
     answers = {"answers": str(folder / "answers.json")} if task == "gqa" else {}
     paths = {name: str(folder / file) for name, file in files.items()} | {"folder": str(folder)} | answers
     return {"task": task, **paths, "short": 48, "longest": 80, "images": 4, **more}
-
-
-def tokenizer(path: Path) -> None:
-    """Whole words, between a start and a stop."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *WORDS]
-    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
-    core.save(str(path))
 
 
 def _saved(folder: Path, split: str, number: int, pixels: Any) -> Json:

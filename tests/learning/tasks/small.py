@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +111,21 @@ def write_images(folder: Path) -> None:
         Image.fromarray(pixels).save(folder / row["file_name"])
 
 
-def tokenizer() -> Any:
-    """A fast tokenizer of whole words between [CLS] and [SEP]; blanks have no token."""
+def word_tokenizer(words: Iterable[str]) -> Any:
+    """Whole words between [CLS] and [SEP], as the package tokenizers has it; blanks have no token."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    known = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *words]
+    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(known)}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    return core
+
+
+def tokenizer() -> Any:
+    """The same as a fast tokenizer of transformers."""
     from transformers import PreTrainedTokenizerFast
 
-    words = "[PAD] [CLS] [SEP] [UNK] the a red ball box on left is it what ? striped".split()
-    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    core = word_tokenizer("the a red ball box on left is it what ? striped".split())
     make: Any = PreTrainedTokenizerFast  # its constructor is not typed
     return make(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]")
