@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,27 @@ import pytest
 from scipy import stats
 
 from inarch.structure.errors import InarchError
-from inarch.tools.benchmarks.accuracy_grid import FIRST, STORE, Cell, check_start, closed, grid, key_of, method_key, stored
+from inarch.tools.benchmarks import accuracy
+from inarch.tools.benchmarks.accuracy_grid import (
+    FIRST,
+    STARTS,
+    STORE,
+    Cell,
+    check_start,
+    closed,
+    dense_key,
+    grid,
+    key_of,
+    method_key,
+    stored,
+)
 from inarch.tools.benchmarks.accuracy_report import compare, pack, table_rows, unpack, write_report
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
+
+from inarch.learning.folders import DENSE  # noqa: E402
+from inarch.learning.weights import keep_weights  # noqa: E402
 
 
 def cells(seeds: int = 3, samples: int = 120) -> dict[Cell, dict[str, Any]]:
@@ -141,3 +159,32 @@ def test_cells_of_a_seed_start_from_one_dense_model() -> None:
         check_start(first, "a", {second: {"dense": "b"}})
     assert closed(first, {second: {}})
     assert not closed(first, {second: {"dense": "b"}, replace(second, seed=1): {}})
+
+
+def test_a_dense_model_is_kept_for_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accuracy, "STARTS", tmp_path / "starts")
+    shop, cell = (
+        SimpleNamespace(config=SimpleNamespace(precision="no"), pretraining=lambda: None),
+        Cell("referring", "joint", 0.6, 5),
+    )
+    folder = dense_key(cell.seed)
+    kept = tmp_path / "starts" / f"{folder}.safetensors"
+    monkeypatch.setattr(accuracy, "WORK", tmp_path / "first")
+    keep_weights({"a": torch.arange(3.0)}, tmp_path / "first" / folder / DENSE)
+    monkeypatch.setattr(accuracy, "LARGEST_START", 10)
+    accuracy.keep_start(cell)
+    assert not kept.exists(), "it is too large"
+    monkeypatch.setattr(accuracy, "LARGEST_START", 1000)
+    accuracy.keep_start(cell)
+    monkeypatch.setattr(accuracy, "WORK", tmp_path / "second")
+    weights, digest = accuracy.dense_start(cell, shop)  # type: ignore[arg-type]
+    assert weights["a"].tolist() == [0, 1, 2]
+    assert digest == hashlib.sha256(kept.read_bytes()).hexdigest()[:16]
+    keep_weights({"a": torch.ones(3)}, tmp_path / "second" / folder / DENSE)
+    assert accuracy.dense_start(cell, shop)[0]["a"].tolist() == [1, 1, 1], "what is there stays"  # type: ignore[arg-type]
+
+
+def test_kept_dense_models_are_those_of_cells() -> None:
+    kept = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in STARTS.glob("*.safetensors")}
+    digests = {dense_key(cell.seed, cell.setting): data.get("dense") for cell, data in stored(STORE).items()}
+    assert {name: digests.get(name) for name in kept} == kept

@@ -2,9 +2,10 @@
 
 A cell is a file in the store, written when it is done and never computed again, so that the grid is filled over several runs and
 machines. Every setting that a cell depends on is in its name's hash; whoever changes what a method does with them, removes its
-cells. All methods of a seed start from one dense model and get as many steps; see :mod:`inarch.learning.methods`. A machine on
-which that model comes out differently cannot go on with a seed, nor can any with a seed whose cells do not say what they started
-from; whoever wants one removes its cells. ``--table`` only prints what there is.
+cells. All methods of a seed start from one dense model and get as many steps; see :mod:`inarch.learning.methods`. That model is
+kept beside the cells, unless it is large. Where a seed's is not, the seed goes on only on machines where it comes out alike, or
+not at all if the cells do not say what they started from; whoever wants one removes its cells. ``--table`` only prints what
+there is.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inarch.structure.errors import InarchError
@@ -23,7 +26,9 @@ from inarch.tools import render
 from inarch.tools.benchmarks import machine
 from inarch.tools.benchmarks.accuracy_grid import (
     DISTIL,
+    LARGEST_START,
     SETTINGS,
+    STARTS,
     STORE,
     WORK,
     Cell,
@@ -50,8 +55,9 @@ def compute(cell: Cell, shop: Workshop) -> dict[str, Any]:
     from inarch.tools.benchmarks.accuracy_report import pack
 
     prepared = _of_cell(cell, shop)
-    dense = _start(cell, prepared)[1]
+    dense = dense_start(cell, prepared)[1]
     check_start(cell, dense, stored(STORE))
+    keep_start(cell)
     outcome, record = learned(cell, prepared)
     start = time.monotonic()
     weights = tuned(cell, shop, outcome)
@@ -79,15 +85,37 @@ def compute(cell: Cell, shop: Workshop) -> dict[str, Any]:
     return result
 
 
-def _start(cell: Cell, shop: Workshop) -> tuple[dict[str, Any], str]:
+def dense_start(cell: Cell, shop: Workshop) -> tuple[dict[str, Any], str]:
     """Weights of the dense model that all cells of the seed start from, which is trained if it is not there, and their digest."""
-    from inarch.learning.folders import DENSE
     from inarch.learning.runs import train_dense
     from inarch.learning.trainer import accelerator
 
-    folder = WORK / dense_key(cell.seed, cell.setting)
-    weights = train_dense(shop, folder, accelerator(shop.config.precision, "cpu"))
-    return weights, hashlib.sha256((folder / DENSE).read_bytes()).hexdigest()[:16]
+    here, kept = _start_files(cell)
+    if kept.exists() and not here.exists():
+        _copy(kept, here)
+    weights = train_dense(shop, here.parent, accelerator(shop.config.precision, "cpu"))
+    return weights, hashlib.sha256(here.read_bytes()).hexdigest()[:16]
+
+
+def keep_start(cell: Cell) -> None:
+    """Put the dense model of a seed beside its cells, for other machines."""
+    here, kept = _start_files(cell)
+    if not kept.exists() and here.stat().st_size <= LARGEST_START:
+        _copy(here, kept)
+
+
+def _start_files(cell: Cell) -> tuple[Path, Path]:
+    """Where the dense model is while cells are computed, and where it is kept."""
+    from inarch.learning.folders import DENSE
+
+    name = dense_key(cell.seed, cell.setting)
+    return WORK / name / DENSE, STARTS / f"{name}.safetensors"
+
+
+def _copy(source: Path, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with whole(to) as draft:
+        shutil.copyfile(source, draft)
 
 
 def tuning_of(cell: Cell) -> TuneConfig:
@@ -153,7 +181,7 @@ def learned(cell: Cell, shop: Workshop) -> tuple[Outcome, dict[str, Any]]:
         found = load_plan(plan) if known["plan"] else None
         return Outcome(found, read_weights(weights), known["planned"], known["stored"], shop_of(shop, cell.method)), known
     place = accelerator(shop.config.precision, "cpu")
-    dense, _ = _start(cell, shop)
+    dense, _ = dense_start(cell, shop)
     teacher = learned(cell.teacher, shop)[0].weights if cell.taught else None
     start = time.monotonic()
     outcome = obtain(shop, dense, cell.method, folder, place, teacher=teacher)
