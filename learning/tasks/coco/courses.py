@@ -1,6 +1,7 @@
 """Training on annotations in COCO's format: batches of images from their files, a few texts about each.
 
-Images are read and resized for every batch, as they are judged; nothing is cropped or flipped. Shapes: I images and B texts a
+Images are read and resized for every batch, as they are judged, the next batch's while one is learned from; nothing is cropped or
+flipped. Shapes: I images and B texts a
 batch, P boxes a text, T tokens.
 """
 
@@ -17,6 +18,7 @@ from inarch.learning.data_config import FilesSettings, weights_part
 from inarch.learning.models.glip import Glip
 from inarch.learning.models.mdetr import Mdetr
 from inarch.learning.tasks.boxes import Floats, coco_to_corners, to_centres
+from inarch.learning.tasks.coco.ahead import Ahead
 from inarch.learning.tasks.coco.files import ImageRow
 from inarch.learning.tasks.coco.glip import prompt, spoken
 from inarch.learning.tasks.coco.kinds import FileTask, rows_of, text_of
@@ -61,6 +63,7 @@ class FilesCourse(ABC):
         order = np.random.default_rng(0).permutation(len(grouped)).tolist()
         self.about = [np.asarray(grouped[place]) for place in order]
         self.images: list[ImageRow] = [rows[numbers[0]] for numbers in self.about]
+        self._ahead = Ahead(lambda row: self.source.image(row, sized=self.sized))
         try:
             self.edge = weights_part(len(self.images), settings.images)
         except ValueError as error:
@@ -82,15 +85,14 @@ class FilesCourse(ABC):
 
     def batch(self, seed: int, step: int, part: Part = "weights") -> Arrays:
         """Images drawn anew for every batch, each once in it, and as many texts of each; of fewer, some twice."""
-        rng = np.random.default_rng([seed, step, part == "structure"])
+        chosen, rng = self.drawn(seed, step, part)
         each = self.settings.each
-        chosen = draw_images(rng, self.settings.images, self.edge, len(self.images), part).tolist()
         picks = [
             int(row) for image in chosen for row in rng.choice(self.about[image], each, replace=len(self.about[image]) < each)
         ]
-        rows = [self.images[image] for image in chosen]
+        rows, coming = ([self.images[image] for image in drawn] for drawn in (chosen, self.drawn(seed, step + 1, part)[0]))
         made: Arrays = {
-            **self.source.images(rows, sized=self.sized),
+            **self.source.batch(self._ahead.take(part, rows, coming)),
             **self.texts(picks),
             "image": np.repeat(np.arange(len(rows)), each),
         }
@@ -101,6 +103,11 @@ class FilesCourse(ABC):
         size = (made["pixel_values"].shape[2], made["pixel_values"].shape[3])
         divisors = totals(made["boxes"], made["box_mask"], size, self.levels)
         return made | {"answering": divisors[:1], "central": divisors[1:]}
+
+    def drawn(self, seed: int, step: int, part: Part) -> tuple[list[int], np.random.Generator]:
+        """The images of a batch, places in ``images``, and the generator that they were drawn with and its texts are."""
+        rng = np.random.default_rng([seed, step, part == "structure"])
+        return draw_images(rng, self.settings.images, self.edge, len(self.images), part).tolist(), rng
 
     def trainee(self, model: nn.Module) -> Trainee:
         """A model with its losses.

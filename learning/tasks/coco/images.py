@@ -21,6 +21,8 @@ from inarch.structure.errors import DataError
 from inarch.structure.units import Indices
 
 Pixels = npt.NDArray[np.uint8]
+Values = npt.NDArray[np.float32]
+"""Pixel values."""
 Size = tuple[int, int]
 """Height and width."""
 
@@ -170,31 +172,34 @@ def resize(pixels: Pixels, size: Size) -> Pixels:
     return np.asarray(image.fromarray(pixels).resize((size[1], size[0]), image.Resampling.BILINEAR))
 
 
-def normalise(pixels: Pixels, preparation: Preparation) -> npt.NDArray[np.float32]:
+def normalise(pixels: Pixels, preparation: Preparation) -> Values:
     """Pixel values [..., 3, H, W] of images [..., H, W, 3]."""
     mean, std = np.asarray(preparation.mean, np.float32), np.asarray(preparation.std, np.float32)
     values = (pixels.astype(np.float32) / np.float32(255) - mean) / std
     return np.ascontiguousarray(np.moveaxis(values[..., ::-1] if preparation.bgr else values, -1, -3))
 
 
-def batch_images(
-    images: Sequence[Pixels], preparation: Preparation = MDETR
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Resize, normalise and pad images to the right and below.
+def prepared(pixels: Pixels, preparation: Preparation = MDETR) -> Values:
+    """An image [H, W, 3] resized and normalised: [3, h, w]."""
+    return normalise(resize(pixels, preparation.size((pixels.shape[0], pixels.shape[1]))), preparation)
+
+
+def padded(images: Sequence[Values], preparation: Preparation = MDETR) -> tuple[Values, npt.NDArray[np.bool_]]:
+    """Images as one batch, padded to the right and below.
 
     Args:
-        images: [H, W, 3] each.
+        images: [3, h, w] each, as :func:`prepared`.
         preparation: how.
 
     Returns:
         pixel_values [n, 3, H, W], 0 on padding, and pixel_mask [n, H, W], True on real pixels.
     """
-    sizes = [preparation.size((image.shape[0], image.shape[1])) for image in images]
+    sizes = [(image.shape[1], image.shape[2]) for image in images]
     height, width = preparation.padded(sizes)
     values = np.zeros((len(images), 3, height, width), np.float32)
     mask = np.zeros((len(images), height, width), np.bool_)
     for row, (image, size) in enumerate(zip(images, sizes, strict=True)):
-        values[row, :, : size[0], : size[1]] = normalise(resize(image, size), preparation)
+        values[row, :, : size[0], : size[1]] = image
         mask[row, : size[0], : size[1]] = True
     return values, mask
 

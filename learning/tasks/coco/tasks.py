@@ -20,9 +20,11 @@ from inarch.learning.tasks.coco.images import (
     Preparation,
     Size,
     Tokenizer,
-    batch_images,
+    Values,
     encode_texts,
+    padded,
     positive_map,
+    prepared,
     read_image,
 )
 from inarch.learning.tasks.coco.scores import average_precision, coco_metrics
@@ -63,14 +65,22 @@ class Source:
     longest: int | None = None
     mask: bool = True
 
-    def images(self, rows: Sequence[ImageRow], *, sized: bool = True) -> dict[str, npt.NDArray[Any]]:
-        """``pixel_values`` and ``pixel_mask`` of rows.
+    def image(self, row: ImageRow, *, sized: bool = True) -> Values:
+        """A row's image, prepared, [3, h, w].
 
         Raises:
-            DataError: an image cannot be read, or (``sized``) is not as large as its row says.
+            DataError: it cannot be read, or (``sized``) is not as large as the row says.
         """
-        values, mask = batch_images([read_image(self.folder, row, sized=sized) for row in rows], self.preparation)
+        return prepared(read_image(self.folder, row, sized=sized), self.preparation)
+
+    def batch(self, images: Sequence[Values]) -> dict[str, npt.NDArray[Any]]:
+        """``pixel_values`` and ``pixel_mask`` of prepared images."""
+        values, mask = padded(images, self.preparation)
         return {"pixel_values": values} | ({"pixel_mask": mask} if self.mask else {})
+
+    def images(self, rows: Sequence[ImageRow], *, sized: bool = True) -> dict[str, npt.NDArray[Any]]:
+        """:meth:`batch` of rows' images; raises what :meth:`image` does."""
+        return self.batch([self.image(row, sized=sized) for row in rows])
 
     def frames(self, rows: Sequence[ImageRow]) -> list[Frame]:
         """Sizes of rows' images as one batch."""

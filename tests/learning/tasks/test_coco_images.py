@@ -16,10 +16,11 @@ from inarch.learning.tasks.coco.images import (
     STD,
     Preparation,
     Size,
-    batch_images,
     encode_texts,
     normalise,
+    padded,
     positive_map,
+    prepared,
     read_image,
     resize,
 )
@@ -103,7 +104,8 @@ def test_normalising() -> None:
 
 def test_batches_are_padded() -> None:
     images = [np.full((40, 60, 3), 255, np.uint8), np.zeros((60, 30, 3), np.uint8)]
-    values, mask = batch_images(images, Preparation(short=20, longest=32, multiple=16))
+    preparation = Preparation(short=20, longest=32, multiple=16)
+    values, mask = padded([prepared(image, preparation) for image in images], preparation)
     assert values.shape == (2, 3, 32, 32)
     assert values.dtype == np.float32
     assert [(int(m.any(1).sum()), int(m.any(0).sum())) for m in mask] == [(20, 30), (32, 16)]

@@ -21,9 +21,11 @@ from inarch.learning.models.mdetr import GQA_HEADS
 from inarch.learning.models.mdetr_config import MdetrConfig
 from inarch.learning.models.registry import Config, build
 from inarch.learning.tasks.boxes import corners_to_coco, to_corners
+from inarch.learning.tasks.coco.courses import FilesCourse
 from inarch.learning.tasks.coco.files import GQA_TYPES, ImageRow
 from inarch.learning.tasks.coco.images import check_image
 from inarch.learning.tasks.coco.kinds import rows_of
+from inarch.learning.tasks.coco.tasks import Source
 from inarch.learning.tasks.coco.world import FilesWorld
 from inarch.learning.tasks.courses import Part, shard, tensors
 from inarch.learning.tasks.glip_boxes import to_pixels
@@ -57,12 +59,28 @@ def world_of(files: Path, task: str, model: Config, **more: Any) -> FilesWorld:
 @every_case
 def test_a_batch_depends_on_seed_number_and_part_alone(files: Path, task: str, model: Config) -> None:
     first, second = (world_of(files, task, model).course(world_of(files, task, model).first) for _ in range(2))
+    second.batch(3, 6)  # and what comes next is begun with
     one, other = first.batch(3, 7), second.batch(3, 7)
     assert set(one) == set(other)
     for name, values in one.items():
         np.testing.assert_array_equal(values, other[name])
     for seed, step, part in ((3, 8, PARTS[0]), (4, 7, PARTS[0]), (3, 7, PARTS[1])):
         assert not np.array_equal(one["pixel_values"], first.batch(seed, step, part)["pixel_values"])
+
+
+def test_images_of_batches_in_a_row_are_read_once(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    course, read = world_of(files, "refcoco", MDETR).course("referring"), list[str]()
+    image = Source.image
+
+    def counted(source: Source, row: ImageRow, *, sized: bool = True) -> Any:
+        read.append(row.file_name)
+        return image(source, row, sized=sized)
+
+    monkeypatch.setattr(Source, "image", counted)
+    batches, each = 5, course.settings.images
+    for step in range(batches):
+        course.batch(0, step)
+    assert batches * each <= len(read) <= (batches + 1) * each, "no more than the next batch's"
 
 
 @every_case
@@ -110,19 +128,9 @@ def test_boxes_are_those_of_the_expressions(files: Path, model: Config) -> None:
 PARTS: tuple[Part, ...] = ("weights", "structure")
 
 
-def chosen(course: Any, step: int, part: Part = "weights") -> list[str]:
+def chosen(course: FilesCourse, step: int, part: Part = "weights") -> list[str]:
     """Files of a batch's images."""
-    names: list[str] = []
-    read = course.source.images
-
-    def images(rows: Any, *, sized: bool = True) -> Any:
-        names.extend(row.file_name for row in rows)
-        return read(rows, sized=sized)
-
-    object.__setattr__(course.source, "images", images)
-    course.batch(0, step, part)
-    object.__delattr__(course.source, "images")
-    return names
+    return [course.images[place].file_name for place in course.drawn(0, step, part)[0]]
 
 
 def test_only_what_names_the_box_is_a_target_of_an_mdetr(files: Path, tmp_path: Path) -> None:
