@@ -49,6 +49,7 @@ class StructureSettings(Settings):
         sharing: who may share, see :mod:`~inarch.learning.families`.
         block: layers in a block.
         families: base -> sites that may read from it; None groups them by ``sharing`` and ``block``.
+        bound: whether attentions of a family lose heads together even where ``fill`` leaves them nothing to share.
         prune: whether units may be pruned.
         generator: how gates are generated.
         matching: whether readers' units are permuted to fit their base before anything is learned.
@@ -77,6 +78,7 @@ class StructureSettings(Settings):
     sharing: Sharing = "joint"
     block: Count = 4
     families: dict[str, tuple[str, ...]] | None = None
+    bound: bool = False
     prune: bool = True
     generator: Kind = "joint"
     matching: bool = True

@@ -123,20 +123,15 @@ def chosen(table: SiteTable, wanted: Mapping[str, Sequence[str]], axes: Collecti
     return [Family(base, tuple(readers)) for base, readers in wanted.items() if readers]
 
 
-def unbound(table: SiteTable, found: Sequence[Family], axes: Collection[str]) -> list[Family]:
-    """Families without those that would only bind heads to others that differ: where none of these axes is theirs to share.
+def sharers(table: SiteTable, found: Sequence[Family], axes: Collection[str]) -> list[Family]:
+    """Families without those that could share nothing: they would only have their attentions lose heads together.
 
     Args:
         table: the model's sites.
         found: families.
         axes: names of the axes whose slots are filled; none where there are gates of sharing, for every axis.
     """
-
-    def worth(family: Family) -> bool:
-        heads = {table[name].heads for name in (family.base, *family.readers)}
-        return not axes or len(heads) == 1 or _has(table[family.base], axes)
-
-    return [family for family in found if worth(family)]
+    return [family for family in found if not axes or _has(table[family.base], axes)]
 
 
 def _has(site: Site, axes: Collection[str]) -> bool:

@@ -38,6 +38,7 @@ from inarch.structure.resolve import resolve
 LEARNED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "joint": {},
+        "unbound": {"bound": False},
         "free": {"generator": "free"},
         "per-modality": {"generator": "per-modality"},
         "separate": {"generator": "separate", "fill": "none"},  # gates of sharing are what the second network is for

@@ -14,7 +14,7 @@ from torch import Tensor
 from inarch.frontends.canonicalize import discover_canonical
 from inarch.learning.config import LearnConfig
 from inarch.learning.data_config import Data
-from inarch.learning.families import chosen, families, unbound
+from inarch.learning.families import chosen, families, sharers
 from inarch.learning.gates import GateSpace
 from inarch.learning.models.checkpoints import load_checkpoint
 from inarch.learning.models.export import export_model
@@ -165,7 +165,8 @@ def gate_space(shop: Workshop) -> GateSpace:
     if structure.families is not None and structure.sharing != "none":
         found = chosen(table, structure.families, structure.filled)
     else:
-        found = unbound(table, families(table, structure.sharing, structure.block), structure.filled)
+        found = families(table, structure.sharing, structure.block)
+        found = found if structure.bound else sharers(table, found, structure.filled)
     return GateSpace(table, found, prune=structure.prune, least=structure.least)
 
 

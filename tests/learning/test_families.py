@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inarch.learning.families import Family, Sharing, chosen, families, modality, unbound, usable
+from inarch.learning.families import Family, Sharing, chosen, families, modality, sharers, usable
 from inarch.learning.gates import GateSpace
 from inarch.structure.demand import unit_axes
 from inarch.structure.errors import InarchError
@@ -114,16 +114,15 @@ def test_heads_may_differ_where_they_are_free() -> None:
             assert bool(kinds(table_of([*text, *vision]), "cross", 2)) is together, bound
 
 
-def test_heads_that_differ_are_bound_only_for_what_is_shared() -> None:
-    for vision, kept in ((6, ("qk",)), (4, ("qk", "hidden"))):
-        table = splits(96, 4, vision)
-        found = families(table, "joint", 2)
-        attention = [family for family in found if family.base.endswith("attn")]
-        assert attention
-        for axes in (("hidden",), ("hidden", "qk")):
-            left = unbound(table, found, axes)
-            assert [one for one in left if one in attention] == (attention if axes[-1] in kept else [])
-            assert [one for one in left if one not in attention] == [one for one in found if one not in attention]
+@pytest.mark.parametrize("vision", [4, 6], ids=["heads alike", "heads that differ"])
+def test_heads_are_bound_only_for_what_is_shared(vision: int) -> None:
+    table = splits(96, 4, vision)
+    found = families(table, "joint", 2)
+    attention = [family for family in found if family.base.endswith("attn")]
+    assert attention
+    assert sharers(table, found, ("hidden",)) == [one for one in found if one not in attention]
+    assert sharers(table, found, ("hidden", "qk")) == found
+    assert sharers(table, found, ()) == found, "where nothing is filled, gates of sharing may share anything"
 
 
 def test_across_a_vision_layer_reads_the_text_layer_at_its_depth_alone() -> None:

@@ -202,6 +202,15 @@ def test_families_that_are_named(shop: Workshop) -> None:
         assert tuple(name for family in space.families for name in family.readers) == readers
 
 
+def test_attentions_lose_heads_of_their_own_unless_they_may_share(shop: Workshop) -> None:
+    for changes, together in (({}, False), ({"bound": True}, True), ({"fill": "all"}, True), ({"fill": "none"}, True)):
+        space = gate_space(_with(shop, **changes))
+        assert any(len(group.sites) > 1 and group.logits is not None for group in space.groups) is together, changes
+        readers = {name for family in space.families for name in family.readers}
+        assert any(name.endswith(("ffn", "mlp")) for name in readers)
+        assert any(name.endswith("attn") for name in readers) is together, changes
+
+
 def test_families_that_are_named_and_would_share_nothing(shop: Workshop) -> None:
     text, vision = "transformer.text_encoder.encoder.layer.0.attention", "backbone.0.body.layers.0.attn"
     structure = shop.config.structure.model_copy(update={"families": {text: (vision,)}})

@@ -136,12 +136,12 @@ def grid() -> Iterator[Cell]:
     for seed in _KEPT:
         yield Cell("referring", "dense", 1.0, seed)
         for keep in (0.3, 0.2, 0.6, 0.5, 0.4):
-            for method in ("joint", "prune", "magnitude"):
+            for method in ("joint", "unbound", "prune", "magnitude"):
                 yield Cell("referring", method, keep, seed, distilled=True, taught=True)
     for seed in _KEPT:
         for kind in SETTINGS[FIRST].tuning:
             yield Cell(kind, "dense", 1.0, seed)
-            for method in ("joint", *BASELINES):
+            for method in ("joint", "unbound", *BASELINES):
                 yield Cell(kind, method, 0.6, seed)
         for method in ABLATIONS:
             yield Cell("referring", method, 0.4, seed)
@@ -190,6 +190,8 @@ def base_config(seed: int, setting: str = FIRST) -> LearnConfig:
             "data": dict(chosen.data),
             "dense": dict(chosen.dense),
             "learning": dict(chosen.learning),
+            # Attentions were bound when the grid was begun; "unbound", today's default, is a method of its own.
+            "structure": {"bound": True},
             "precision": "bf16",
             "seed": seed,
         }
@@ -230,6 +232,7 @@ def _settings(cell: Cell) -> dict[str, Any]:
     # Settings that came later: where they are not used, names stay as they were.
     if settings["structure"]["families"] is None:
         del settings["structure"]["families"]
+    del settings["structure"]["bound"]
     del settings["distil"]
     if cell.taught:
         settings["distil"] = DISTIL

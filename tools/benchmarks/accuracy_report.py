@@ -140,6 +140,8 @@ def write_report(cells: Cells, folder: Path, name: str = "accuracy") -> None:
         "accuracy where a task has only questions; in brackets, less what dense is worth after as many steps: what the way to",
         "the structure costs. `distilled` was tuned with the tuned dense model as its teacher, which costs a third more a step;",
         "`throughout`, the dense model after as many further steps was its teacher before that, too. `ours` is taught alike.",
+        "`ours` is `joint`, in which, as in its ablations, attentions of a family lose heads together though they share nothing:",
+        "the default when the grid was begun. `unbound` is the same without that, and the default now.",
         f"{len(cells)} cells, {hours:.1f} hours in all without dense pre-training.",
         f"Printed on: {described}.",
         "",
