@@ -261,7 +261,9 @@ def _check(shop: Workshop, place: Accelerator) -> None:
     space = gate_space(shop)
     if structure.sharing in ("cross", "layer") and not space.readers:
         raise InarchError(
-            f"nothing of {config.model} can be shared so", where="structure.sharing", hint="joint, or none to prune alone"
+            f"nothing of {config.model} can be shared so",
+            where="structure.sharing",
+            hint="joint, or structure.fill all if attentions may share, or none to prune alone",
         )
     refuse_unreachable(space, structure.keep, config.model, filled=bool(structure.filled))
     share_of(config.data.images, place.num_processes)
