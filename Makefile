@@ -40,7 +40,7 @@ types: $(READY)
 	$(BIN)/mypy tests
 
 units: $(READY)
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
 
 # The report's page in a Chromium: of the path (apt-get install chromium), of $$INARCH_CHROMIUM, or of `playwright install chromium`.
 test-report: $(READY)
