@@ -163,10 +163,8 @@ def test_cells_of_a_seed_start_from_one_dense_model() -> None:
 
 def test_a_dense_model_is_kept_for_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accuracy, "STARTS", tmp_path / "starts")
-    shop, cell = (
-        SimpleNamespace(config=SimpleNamespace(precision="no"), pretraining=lambda: None),
-        Cell("referring", "joint", 0.6, 5),
-    )
+    shop: Any = SimpleNamespace(config=SimpleNamespace(precision="no"), pretraining=lambda: None)  # nothing is trained
+    cell = Cell("referring", "joint", 0.6, 5)
     folder = dense_key(cell.seed)
     kept = tmp_path / "starts" / f"{folder}.safetensors"
     monkeypatch.setattr(accuracy, "WORK", tmp_path / "first")
@@ -177,11 +175,11 @@ def test_a_dense_model_is_kept_for_other_machines(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(accuracy, "LARGEST_START", 1000)
     accuracy.keep_start(cell)
     monkeypatch.setattr(accuracy, "WORK", tmp_path / "second")
-    weights, digest = accuracy.dense_start(cell, shop)  # type: ignore[arg-type]
+    weights, digest = accuracy.dense_start(cell, shop)
     assert weights["a"].tolist() == [0, 1, 2]
     assert digest == hashlib.sha256(kept.read_bytes()).hexdigest()[:16]
     keep_weights({"a": torch.ones(3)}, tmp_path / "second" / folder / DENSE)
-    assert accuracy.dense_start(cell, shop)[0]["a"].tolist() == [1, 1, 1], "what is there stays"  # type: ignore[arg-type]
+    assert accuracy.dense_start(cell, shop)[0]["a"].tolist() == [1, 1, 1], "what is there stays"
 
 
 def test_kept_dense_models_are_those_of_cells() -> None:
