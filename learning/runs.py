@@ -31,7 +31,7 @@ from inarch.learning.folders import (
 from inarch.learning.harden import Hardened, refuse_unreachable
 from inarch.learning.matching import match
 from inarch.learning.models.examples import run_eager
-from inarch.learning.models.export import export_model
+from inarch.learning.outline import outline
 from inarch.learning.phases import LearnPhase, WeightPhase
 from inarch.learning.structured import Structured
 from inarch.learning.tasks.aims import Aim
@@ -378,7 +378,8 @@ def export_tuned(run_folder: Path, folder: Path) -> onnx_ir.Model:
         InarchError: the run or the weights are missing.
     """
     shop = workshop(read_run(run_folder))
-    return export_model(shop.build(model_weights(read_weights(folder / WEIGHTS))))
+    model = shop.build(model_weights(read_weights(folder / WEIGHTS)))
+    return outline(shop.model).filled(model.state_dict())
 
 
 def structured_model(run_folder: Path, folder: Path) -> Model:

@@ -11,16 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inarch.frontends.canonicalize import discover_canonical
 from inarch.learning.config import LearnConfig
 from inarch.learning.data_config import Data
 from inarch.learning.families import chosen, families, sharers
 from inarch.learning.gates import GateSpace
 from inarch.learning.models.checkpoints import load_checkpoint
-from inarch.learning.models.export import export_model
 from inarch.learning.models.glip import Glip
 from inarch.learning.models.registry import Config, build, preset
 from inarch.learning.models.registry import Model as Network
+from inarch.learning.outline import outline
 from inarch.learning.tasks.aims import Aim
 from inarch.learning.tasks.courses import Course
 from inarch.learning.tasks.glip_trainee import start_boxes
@@ -127,13 +126,7 @@ def workshop(config: LearnConfig) -> Workshop:
     chosen = preset(config.model)
     world = world_of(config.data, chosen)
     fitted = world.fitted(chosen)
-    return Workshop(config, fitted, world, sites_of(fitted))
-
-
-@lru_cache(maxsize=4)
-def sites_of(config: Config) -> SiteTable:
-    """The sites of a model of this configuration, found by exporting it once."""
-    return discover_canonical(export_model(build(config, seed=0))).table
+    return Workshop(config, fitted, world, outline(fitted).table)
 
 
 @lru_cache(maxsize=2)

@@ -17,22 +17,17 @@ collect_ignore_glob = ["test_*.py"] if any(importlib.util.find_spec(name) is Non
 
 
 @pytest.fixture(scope="session")
-def small_presets() -> Iterator[None]:
-    """``small`` and ``small-glip`` can be had by name."""
-    from inarch.learning import runs, workshop
+def small_presets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """``small`` and ``small-glip`` can be had by name; what they are followed to is shared by all test processes."""
+    from tests.learning import outlines, tiny
 
-    from tests.learning import tiny
-    from tests.learning.exported import export
-
-    with tiny.presets(), pytest.MonkeyPatch.context() as patch:
-        for module in (runs, workshop):
-            patch.setattr(module, "export_model", export)
+    with tiny.presets(), outlines.shared(tmp_path_factory):
         yield
 
 
 @pytest.fixture(scope="session")
 def shop(small_presets: None) -> Workshop:
-    """The small MDETR, its sites and scenes; exporting it takes seconds, so it is done once."""
+    """The small MDETR, its sites and scenes; following it takes seconds, so it is done once."""
     import torch
 
     from inarch.learning.workshop import workshop

@@ -1,9 +1,8 @@
-"""A model exported once, and other weights put into the graph: exporting takes seconds."""
+"""What trained weights are in ONNX: under a plan by values, and compiled."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 
 import numpy as np
 import onnx_ir as ir
@@ -12,8 +11,8 @@ from torch import Tensor
 from inarch.compiler.compile import compile_model
 from inarch.compiler.reference import apply_by_values
 from inarch.frontends.canonicalize import discover_canonical
-from inarch.learning.models.export import export_model
-from inarch.learning.models.registry import Config, Model, build
+from inarch.learning.models.registry import Config, build
+from inarch.learning.outline import outline
 from inarch.runtime.accuracy import Arrays
 from inarch.runtime.session import Session, SessionOptions
 from inarch.structure.plan import Plan
@@ -22,26 +21,9 @@ from inarch.structure.resolve import resolve
 Weights = Mapping[str, Tensor]
 
 
-@cache
-def _bare(config: Config) -> ir.Model:
-    return export_model(build(config))
-
-
-def export(model: Model) -> ir.Model:
-    """As ``export_model``, but a configuration is followed by torch only once."""
-    return exported(model.config, dict(model.named_parameters()))
-
-
 def exported(config: Config, weights: Weights) -> ir.Model:
-    """The graph with these weights."""
-    model = _bare(config).clone()
-    for name, value in model.graph.initializers.items():
-        if name in weights:
-            assert value.const_value is not None
-            array = weights[name].detach().numpy()
-            assert value.const_value.numpy().shape == array.shape
-            value.const_value = ir.tensor(array, name=name)
-    return model
+    """The graph with these weights; what they leave out is random."""
+    return outline(config).filled({**build(config).state_dict(), **weights})
 
 
 def off_plan(config: Config, weights: Weights, plan: Plan) -> list[str]:

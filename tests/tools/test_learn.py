@@ -22,15 +22,10 @@ OPTIONS = [*SMALL, "--distil", "2", *(part for setting in SETS for part in ("--s
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_presets() -> Iterator[None]:
-    from inarch.learning import runs, workshop
+def small_presets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    from tests.learning import outlines, tiny
 
-    from tests.learning import tiny
-    from tests.learning.exported import export
-
-    with tiny.presets(), pytest.MonkeyPatch.context() as patch:
-        for module in (runs, workshop):
-            patch.setattr(module, "export_model", export)
+    with tiny.presets(), outlines.shared(tmp_path_factory):
         yield
 
 
