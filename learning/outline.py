@@ -1,4 +1,4 @@
-"""A configuration's graph and sites. Torch takes seconds to minutes to follow a model, and weights change nothing in what it finds."""
+"""A configuration's graph and sites: torch takes seconds to minutes to follow a model, and weights change nothing in it."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import numpy as np
 import onnx_ir as ir
@@ -14,13 +13,14 @@ from torch import Tensor, nn
 
 import inarch
 from inarch.frontends.fx import from_torch
-from inarch.learning.models import build, export_model
+from inarch.learning.models import build
 from inarch.learning.models.attention import padding_bias
 from inarch.learning.models.dyhead import DyConv
 from inarch.learning.models.glip_config import GlipConfig, SwinConfig
 from inarch.learning.models.parts_config import VitConfig
 from inarch.learning.models.swin import Swin, SwinBlock
 from inarch.learning.models.vlfuse import BiAttention
+from inarch.learning.outline import outline
 from inarch.structure.sites import SiteTable
 
 from tests.learning.tiny import GLIP, SWIN
@@ -142,9 +142,9 @@ def test_two_way_attention_is_the_formula() -> None:
         torch.testing.assert_close(to_t[0], attention.out_l_proj(torch.cat(heads_t, -1)), atol=1e-6, rtol=1e-5)
 
 
-@cache
-def graph() -> ir.Model:
-    return export_model(build(SWIN))
+@pytest.fixture(scope="module")
+def graph(small_presets: None) -> ir.Model:
+    return outline(SWIN).filled(build(SWIN).state_dict())
 
 
 def opened(model: ir.Model) -> ort.InferenceSession:
@@ -162,8 +162,8 @@ def convolutions(model: ir.Model) -> set[str]:
     return {node.op_type for node in model.graph} & {"DeformConv", "GridSample"}
 
 
-def test_onnx_runtime_computes_what_torch_computes() -> None:
-    model, exported = build(SWIN), graph()
+def test_onnx_runtime_computes_what_torch_computes(graph: ir.Model) -> None:
+    model, exported = build(SWIN), graph
     assert [value.name for value in exported.graph.inputs] == list(model.signature.inputs)
     assert [value.name for value in exported.graph.outputs] == list(model.signature.outputs)
     assert convolutions(exported) == {"DeformConv"}
@@ -200,8 +200,8 @@ def counted(table: SiteTable) -> dict[str, int]:
     return {kind: sum(site.kind == kind for site in table.sites) for kind in ("msa", "ffn")}
 
 
-def test_sites_are_those_of_the_architecture() -> None:
-    table = inarch.discover(graph()).table
+def test_sites_are_those_of_the_architecture(graph: ir.Model) -> None:
+    table = inarch.discover(graph).table
     assert counted(table) == {"msa": 5 + 1 + 2, "ffn": 5 + 1 + 1}
     assert not [site.name for site in table.sites if site.frozen]
     params = [m.param for site in table.sites for m in site.members.values()]
@@ -210,8 +210,8 @@ def test_sites_are_those_of_the_architecture() -> None:
     assert [dict(site.sizes) for site in fused] == [{"head": 2, "qk": 16, "vo": 16, "vo2": 16}]
 
 
-def test_the_compiled_model_equals_its_reference() -> None:
-    plan = inarch.make_plan(graph(), keep=0.85, method="similarity")
-    compiled = inarch.compile(graph(), plan)
+def test_the_compiled_model_equals_its_reference(graph: ir.Model) -> None:
+    plan = inarch.make_plan(graph, keep=0.85, method="similarity")
+    compiled = inarch.compile(graph, plan)
     assert compiled.lowered.stored < compiled.lowered.parameters
-    assert inarch.verify(graph(), plan, compiled.model).ok
+    assert inarch.verify(graph, plan, compiled.model).ok

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from inarch.learning import phases
 from inarch.learning.config import LearnConfig
 from inarch.learning.models import registry
 from inarch.learning.models.glip_config import GlipConfig, SwinConfig
@@ -73,9 +74,10 @@ def config(**changes: Any) -> LearnConfig:
 
 @contextmanager
 def presets() -> Iterator[None]:
-    """The small presets can be had by name."""
+    """The small presets can be had by name, and a few batches say what their units are worth."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "PRESETS", {**registry.PRESETS, **PRESETS})
+        patch.setattr(phases, "BATCHES", 6)
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,18 @@ from inarch.structure.plan import load_plan
 from inarch.tools.cli import main
 from inarch.tools.demo import Demo
 from inarch.tools.report_collect import collect
+
+
+@pytest.fixture(autouse=True, scope="module")
+def smaller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The demo's model is the tests' small one."""
+    from inarch.learning.models import registry
+
+    from tests.learning import outlines, tiny
+
+    with pytest.MonkeyPatch.context() as patch, outlines.shared(tmp_path_factory):
+        patch.setattr(registry, "PRESETS", {**registry.PRESETS, "mdetr-tiny": tiny.MDETR})
+        yield
 
 
 def test_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
