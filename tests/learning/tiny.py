@@ -74,10 +74,13 @@ def config(**changes: Any) -> LearnConfig:
 
 @contextmanager
 def presets() -> Iterator[None]:
-    """The small presets can be had by name, and a few batches say what their units are worth."""
+    """The small presets can be had by name; a few batches say what units are worth, and no stage waits for the collector."""
+    from accelerate.utils import memory
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "PRESETS", {**registry.PRESETS, **PRESETS})
         patch.setattr(phases, "BATCHES", 6)
+        patch.setattr(memory, "clear_device_cache", lambda garbage_collection: None)
         yield
 
 
