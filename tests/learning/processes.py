@@ -22,6 +22,8 @@ from inarch.learning.trainer import accelerator, is_main, run
 from inarch.learning.weights import keep_weights, read_weights
 from inarch.learning.workshop import Workshop, replaced
 
+from tests.learning import tiny
+
 
 def phases(shop: Workshop) -> list[LearnPhase | WeightPhase]:
     """One of each kind, and one with a teacher."""
@@ -72,4 +74,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with tiny.presets():
+        main(Path(sys.argv[1]))
