@@ -13,6 +13,7 @@ from torch import Tensor
 from inarch.frontends.canonicalize import discover_canonical
 from inarch.learning.models.export import export_model
 from inarch.learning.models.registry import Config, build
+from inarch.structure.errors import InarchError
 from inarch.structure.sites import SiteTable
 
 
@@ -32,12 +33,18 @@ class Outline:
 
         Args:
             weights: a module's state. The model has copies of them.
+
+        Raises:
+            InarchError: they are another model's.
         """
         model = self._graph.clone()
         for name, value in model.graph.initializers.items():
             if value.const_value is None:
-                array = np.array(weights[name].detach().cpu().numpy(), order="C", copy=True)
-                value.const_value = ir.Tensor(array, value.dtype, shape=value.shape, name=name)
+                tensor = weights.get(name)
+                if tensor is None or value.shape != tuple(tensor.shape):
+                    raise InarchError(f"these are another model's: {name!r} is not there, or of another shape", where="weights")
+                array = np.array(tensor.detach().cpu().numpy(), order="C", copy=True)
+                value.const_value = ir.Tensor(array, value.dtype, name=name)
         return model
 
 

@@ -99,7 +99,7 @@ def test_the_compiled_model_equals_the_reference(name: str) -> None:
     assert result.lowered.stored < result.lowered.parameters
 
 
-@pytest.mark.parametrize("name", ["detr", "albert-sdpa", "windows"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_way_in_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
     plan = plan_for(name)
     written: dict[str, dict[str, bytes]] = {}

@@ -9,6 +9,7 @@ import torch
 from inarch.learning import outline as outlines
 from inarch.learning.models.registry import build
 from inarch.learning.outline import outline
+from inarch.structure.errors import InarchError
 
 from tests.learning import tiny
 
@@ -30,3 +31,10 @@ def test_models_keep_the_weights_that_they_were_given(small_presets: None, monke
         assert other is not None
         np.testing.assert_array_equal(one.numpy(), array)
         np.testing.assert_array_equal(other.numpy(), module.state_dict()[name].numpy())
+
+
+def test_another_models_weights_are_refused(small_presets: None) -> None:
+    other = build(tiny.MDETR.model_copy(update={"queries": 7})).state_dict()
+    for weights in (other, {}):
+        with pytest.raises(InarchError, match="another model's"):
+            outline(tiny.MDETR).filled(weights)
