@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 from hypothesis import settings
+
+# Graphs are millions of small objects; looking through them as often as usual is a tenth of the suite. The command line does not.
+gc.set_threshold(100_000, 20, 100)
 
 # two test processes on two cores: libraries that start a thread for every core only get in each other's way
 os.environ.setdefault("OMP_NUM_THREADS", "1")
