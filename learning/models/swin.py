@@ -55,7 +55,7 @@ class WindowAttention(nn.Module):
         """Attend within windows.
 
         Args:
-            x: [B, windows, N, C].
+            x: [B * windows, N, C].
             mask: [windows, N, N], or None.
         """
         cells = x.shape[-2]
@@ -64,7 +64,7 @@ class WindowAttention(nn.Module):
         bias = torch.unflatten(self.relative_position_bias_table[index], 0, (cells, cells)).permute(2, 0, 1)
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + bias
         if mask is not None:
-            scores = scores + mask[:, None]
+            scores = (torch.unflatten(scores, 0, (-1, mask.shape[0])) + mask[:, None]).flatten(0, 1)
         out: Tensor = self.proj(join_heads(scores.softmax(-1) @ v))
         return out
 
@@ -81,15 +81,15 @@ class SwinBlock(nn.Module):
         self.mlp = Mlp(width, hidden)
 
     def windows(self, x: Tensor, down: int, across: int) -> Tensor:
-        """[B, down * w, across * w, C] -> [B, down * across, N, C]."""
+        """[B, down * w, across * w, C] -> [B * down * across, N, C]."""
         batch, channels = x.shape[0], x.shape[3]
         w = self.window
         x = x.reshape(batch, down, w, across, w, channels).transpose(2, 3)
-        return x.reshape(batch, down * across, w * w, channels)
+        return x.reshape(batch * down * across, w * w, channels)
 
-    def unwindowed(self, x: Tensor, down: int, across: int) -> Tensor:
-        """[B, down * across, N, C] -> [B, down * w, across * w, C]."""
-        batch, channels = x.shape[0], x.shape[3]
+    def unwindowed(self, x: Tensor, batch: int, down: int, across: int) -> Tensor:
+        """[B * down * across, N, C] -> [B, down * w, across * w, C]."""
+        channels = x.shape[-1]
         w = self.window
         x = x.reshape(batch, down, across, w, w, channels).transpose(2, 3)
         return x.reshape(batch, down * w, across * w, channels)
@@ -103,12 +103,12 @@ class SwinBlock(nn.Module):
             return (place >= last).to(like.dtype) + (place >= last + self.window - self.shift).to(like.dtype)
 
         numbers = 3 * region(down)[:, None] + region(across)[None, :]
-        own = self.windows(numbers[None, :, :, None], down, across)[0, :, :, 0]
+        own = self.windows(numbers[None, :, :, None], down, across)[:, :, 0]
         return (own[:, :, None] != own[:, None, :]).to(like.dtype) * MASKED
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, H, W, C]."""
-        _, height, width, _ = x.shape
+        batch, height, width, _ = x.shape
         w = self.window
         down, across = (height + w - 1) // w, (width + w - 1) // w
         y = F.pad(self.norm1(x), (0, 0, 0, across * w - width, 0, down * w - height))
@@ -116,7 +116,7 @@ class SwinBlock(nn.Module):
         if self.shift:
             y = rolled(y, self.shift)
             mask = self.regions(down, across, y)
-        y = self.unwindowed(self.attn(self.windows(y, down, across), mask), down, across)
+        y = self.unwindowed(self.attn(self.windows(y, down, across), mask), batch, down, across)
         if self.shift:
             y = rolled(y, -self.shift)
         x = x + y[:, :height, :width]
