@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -100,6 +100,7 @@ class Demo:
     quiet: bool
     scenes: int = 6000
     held_out: int = 2500
+    _precision: Literal["no", "bf16", "fp16"] = "no"
     _chapter: int = 0
     _seconds: dict[str, float] = field(default_factory=dict)
 
@@ -150,16 +151,28 @@ class Demo:
             "dense": {"steps": dense, "warmup": min(200, dense // 4)},
             "learning": {"steps": learning, "rate": 1e-3, "warmup": min(100, learning // 4)},
             "structure": {"keep": self.keep, "core": CORE},
-            "precision": "bf16",
+            "precision": self._precision,
             "seed": self.seed,
         }
         return validated(LearnConfig, values, "inarch demo")
+
+    def _choose_precision(self) -> None:
+        """A run that was begun keeps what it has; a new one takes what is faster here."""
+        from inarch.learning.folders import CONFIG, read_run
+        from inarch.learning.precision import faster_precision
+        from inarch.learning.workshop import workshop
+
+        if (self.out / CONFIG).exists():
+            self._precision = read_run(self.out).precision
+        else:
+            self._precision = faster_precision(workshop(self._config()))
 
     def _learn(self) -> Hardened:
         from inarch.learning.plots import plot_run, plot_structure
         from inarch.learning.runs import learn
         from inarch.learning.tally import backbone_parameters, tally
 
+        self._choose_precision()
         with render.progress(quiet=self.quiet) as report:
             hardened = learn(self._config(), self.out, device="cpu", progress=report)
         plot_run(self.out, self.out / "curves.png")
@@ -180,7 +193,7 @@ class Demo:
         from inarch.learning.runs import export_tuned, tune
 
         settings = Optimisation(steps=self.steps[2], rate=7e-4, warmup=min(50, self.steps[2] // 4))
-        config: TuneConfig = TuneConfig(kind="referring", optimisation=settings, precision="bf16", seed=self.seed)
+        config: TuneConfig = TuneConfig(kind="referring", optimisation=settings, precision=self._precision, seed=self.seed)
         taught = {"distil": DISTIL, "teacher": str(self.out / "dense")}
         for name, changes in (("dense", {"dense": True}), ("small", taught)):
             folder = self.out / name
@@ -303,6 +316,7 @@ class Demo:
                 "scenes": f"{self.scenes:,} of level {self.level}, {self.held_out:,} held out",
                 "steps": f"{parts} (dense, structure, tuning)",
                 "seed": self.seed,
+                "trained in": {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[self._precision],
                 "torch against ONNX Runtime": f"outputs within {render.number(agreement['relative'])}, "
                 f"{agreement['decisions']:g} decisions differ",
             },

@@ -22,16 +22,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=60, help="of each kind")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", default="bf16", help="no or bf16")
+    parser.add_argument("--precision", default="", help="no or bf16; without it, what is faster here")
     parser.add_argument("--out", type=Path, default=Path("docs/measurements"))
     args = parser.parse_args(argv)
     from inarch.learning.config import LearnConfig, configure
+    from inarch.learning.precision import faster_precision
     from inarch.learning.runs import learn_phase
     from inarch.learning.trainer import use_threads
     from inarch.learning.workshop import workshop
 
     use_threads(args.threads)
-    config = configure(LearnConfig, {"data.scenes": 1000, "learning.steps": 1_000_000, "precision": args.precision})
+    settings = {"data.scenes": 1000, "learning.steps": 1_000_000}
+    precision = args.precision or faster_precision(workshop(configure(LearnConfig, settings)))
+    config = configure(LearnConfig, settings | {"precision": precision})
     phase = learn_phase(workshop(config))
     for number in range(6):
         phase.step(number)
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     low, high = np.percentile(ratios, [5, 95])
     text = (
         f"# A step of learning\n\n`make bench-learning`: {config.model}, {samples} samples a step, {args.threads} threads, "
-        f"precision {args.precision}.\n\n"
+        f"precision {precision}.\n\n"
         "| | ms a step | ms a sample |\n| --- | --- | --- |\n"
         f"| weights | {plain:.1f} | {plain / samples:.2f} |\n| structure | {structure:.1f} | {structure / samples:.2f} |\n\n"
         f"Median of {args.steps} paired ratios {ratio:.3f}, from {low:.3f} to {high:.3f} (5 to 95 %); allowed {LIMIT}.\n\n"
