@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,6 +13,9 @@ from inarch.structure.plan import load_plan
 from inarch.tools.cli import main
 from inarch.tools.demo import Demo
 from inarch.tools.report_collect import collect
+
+if TYPE_CHECKING:
+    from inarch.learning.config import LearnConfig
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -45,6 +49,24 @@ def test_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert [chart.most > 0 for chart in page.damage] == [False, True]  # trained under the plan, and not
     assert {bar.model for bar in page.speed[0].latency[0].bars} == {"dense", "pruned", "shared", "compiled"}
     assert page.examples[0].examples
+
+
+def test_a_run_that_was_begun_keeps_its_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from inarch.learning import precision, runs
+
+    begun: list[LearnConfig] = []
+
+    def stopped(config: LearnConfig, folder: Path, **_: object) -> None:
+        begun.append(config)
+        (folder / "config.json").write_text(config.model_dump_json(), encoding="utf-8")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "learn", stopped)
+    for faster in ("bf16", "no"):
+        monkeypatch.setattr(precision, "faster_precision", lambda shop, faster=faster: faster)
+        with pytest.raises(KeyboardInterrupt):
+            Demo(tmp_path, 0.7, "easy", (3, 6, 2), 0, quiet=True, scenes=200, held_out=30).run()
+    assert [config.precision for config in begun] == ["bf16", "bf16"]
 
 
 @pytest.mark.parametrize(
