@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from inarch.structure.constants import tensor_in
 from inarch.structure.errors import LoweringError, ModelError
 from inarch.structure.lowered import ResolvedPlan
 from inarch.structure.sites import Member, SiteTable
@@ -87,7 +88,7 @@ def parameter_tensors(model: ir.Model) -> Mapping[str, ir.TensorProtocol]:
             name = node.outputs[0].name
             attribute = node.attributes["value"]
             if name is not None and not attribute.is_ref():
-                tensors.setdefault(name, attribute.as_tensor())
+                tensors.setdefault(name, tensor_in(attribute))
     return tensors
 
 

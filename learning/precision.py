@@ -20,7 +20,7 @@ ROUNDS, STEPS, FIRST = 2, 5, 2
 def faster_precision(shop: Workshop, clock: Callable[[], float] = time.perf_counter) -> Precision:
     """Try a few plain training steps in float32 and in bfloat16 on the CPU; of each the shortest counts.
 
-    On an AMD EPYC bfloat16 halves a step, on an Intel Xeon without AMX it makes one half again as long.
+    On an AMD EPYC bfloat16 halves a step; on an Intel Xeon without AMX it was mostly slower.
 
     Args:
         shop: the run. Nothing of it is changed.

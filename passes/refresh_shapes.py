@@ -11,6 +11,8 @@ from typing import ClassVar
 import onnx
 import onnx_ir as ir
 
+from inarch.structure.constants import tensor_in
+
 
 @dataclass(frozen=True)
 class RefreshShapes(ir.passes.InPlacePass):
@@ -126,7 +128,7 @@ def _without_data(model: ir.Model, limit: int) -> Iterator[None]:
         for node in model.graph.all_nodes():
             for key, attribute in list(node.attributes.items()):
                 if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                    tensor = attribute.as_tensor()
+                    tensor = tensor_in(attribute)
                     if _is_heavy(tensor, limit):
                         undo.append(partial(node.attributes.__setitem__, key, attribute))
                         node.attributes[key] = ir.AttrTensor(key, hide(tensor, tensor.name or ""))

@@ -19,9 +19,7 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
         return None
     for name, attr in node.attributes.items():
         if name == "value":
-            # Not as_tensor(): its check against a runtime protocol takes most of the time of an analysis.
-            tensor: ir.TensorProtocol = attr.value
-            return tensor
+            return tensor_in(attr)
         if name == "value_int":
             return ir.tensor(np.array(attr.as_int(), np.int64))
         if name == "value_ints":
@@ -31,6 +29,13 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
         if name == "value_floats":
             return ir.tensor(np.array(attr.as_floats(), np.float32))
     return None
+
+
+def tensor_in(attribute: ir.Attr) -> ir.TensorProtocol:
+    """The tensor that an attribute is known to hold: ``as_tensor()`` checks that against a runtime protocol, which takes Python
+    before 3.12 most of the time of an analysis."""
+    tensor: ir.TensorProtocol = attribute.value
+    return tensor
 
 
 def whole_numbers(value: ir.Value | None) -> list[int] | None:

@@ -15,6 +15,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
+from inarch.structure.constants import tensor_in
+
 from tests.zoo.model import Inputs, ZooModel
 
 ort = pytest.importorskip("onnxruntime")
@@ -60,7 +62,7 @@ def float_numbers(model: ir.Model) -> int:
     for graph in (model.graph, *model.graph.subgraphs()):
         tensors = [value.const_value for value in graph.initializers.values()]
         constants = [node.attributes.get("value") for node in graph if node.op_type == "Constant"]
-        tensors += [constant.as_tensor() for constant in constants if constant is not None]
+        tensors += [tensor_in(constant) for constant in constants if constant is not None]
         count += sum(tensor.size for tensor in tensors if tensor is not None and tensor.dtype == ir.DataType.FLOAT)
     return count
 
