@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from inarch.frontends.mapped import MappedFile
 from inarch.frontends.protos import all_nodes, subgraphs, tensors_of
+from inarch.frontends.schemas import fault
 from inarch.frontends.wire import INLINE_LOCATION, split
 from inarch.structure.errors import ModelError
 
@@ -100,7 +101,7 @@ class _Reader:
             raise self._refuse(f"{node} uses {name!r}, which nothing defines", "export the model again")
         for function in proto.functions:
             self._check_function(function)
-        self._check_domains(proto)
+        self._check_nodes(proto)
         try:
             model = ir.serde.deserialize_model(proto)
         except Exception as error:  # onnx_ir wraps whatever goes wrong, and the cause says what it was
@@ -270,16 +271,18 @@ class _Reader:
             name, node = next(iter(scope.free.items()))
             raise self._refuse(f"function {function.name!r}: {node} uses {name!r}, which nothing defines")
 
-    def _check_domains(self, proto: onnx.ModelProto) -> None:
-        """Import every domain that nodes use; ONNX Runtime adds its own the same way."""
+    def _check_nodes(self, proto: onnx.ModelProto) -> None:
+        """Check nodes by what defines their operators; import every domain that they use, as ONNX Runtime does with its own."""
         for owner, nodes in ((proto, proto.graph.node), *((f, f.node) for f in proto.functions)):
-            known = {opset.domain for opset in owner.opset_import}
+            known = {opset.domain: opset.version for opset in owner.opset_import}
             for node in all_nodes(nodes):
                 domain = "" if node.domain == "ai.onnx" else node.domain
                 if domain not in known:
-                    known.add(domain)
-                    version = next((o.version for o in proto.opset_import if o.domain == domain), 1)
-                    owner.opset_import.add(domain=domain, version=version)
+                    known[domain] = next((o.version for o in proto.opset_import if o.domain == domain), 1)
+                    owner.opset_import.add(domain=domain, version=known[domain])
+                wrong = None if domain else fault(node, known[domain])
+                if wrong is not None:
+                    raise self._refuse(f"{_node(node)} {wrong}", "onnx.checker finds it, too: export the model again")
 
     def _dense(self, graph: onnx.GraphProto) -> None:
         """Turn sparse constants, which onnx_ir does not know, into dense ones that are computed when asked for."""

@@ -17,6 +17,7 @@ from networkx.utils import UnionFind
 from inarch.structure.arguments import data_inputs
 from inarch.structure.constants import constant
 from inarch.structure.dims import ONE, Dim
+from inarch.structure.errors import ModelError
 from inarch.structure.shapes import Shapes
 from inarch.structure.views import View, view_of
 
@@ -107,7 +108,7 @@ class Coupling:
             if rule is None:
                 self.freeze_node(node, f"{_operator(node)} has no coupling rule")
             else:
-                rule(self, node)
+                self._apply(rule, node)
             if node.op_type in ("Shape", "Size"):
                 # Sizes are no numbers of the model: what is computed from them keeps its original value.
                 continue
@@ -118,6 +119,14 @@ class Coupling:
                     self.freeze_value(value, f"it is the graph output {value.name}")
                 if value in self.captured and value in self.projected:
                     self.freeze_value(value, "a subgraph captures it")
+
+    def _apply(self, rule: Rule, node: ir.Node) -> None:
+        try:
+            rule(self, node)
+        except (IndexError, ZeroDivisionError) as error:  # rules take ranks at their word
+            message = f"the shapes around this {_operator(node)} contradict each other"
+            hint = "clear the shapes that it records (value_info) and run onnx.shape_inference, or export the model again"
+            raise ModelError(message, where=str(node.name), hint=hint) from error
 
     # --- factors -------------------------------------------------------------------------------------------------------
 

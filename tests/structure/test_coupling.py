@@ -13,6 +13,7 @@ import pytest
 from inarch.structure.axis_rules import RULES, SOURCES
 from inarch.structure.coupling import Coupling
 from inarch.structure.discover import Discovery, discover
+from inarch.structure.errors import ModelError
 
 from tests.onnx_text import attention, attention_weights, ffn_weights, model_of
 from tests.zoo import build
@@ -106,6 +107,14 @@ def test_a_mean_over_the_hidden_axis_that_is_read_elsewhere_freezes_it() -> None
     )
     assert not free(model)
     assert reason(model) == "ReduceMax runs over it"
+
+
+def test_shapes_that_contradict_each_other_are_refused() -> None:
+    model = middle("h = Concat <axis = 2> (a.2, flat)", "float[4] flat")
+    node = next(node for node in model.graph if node.op_type == "Concat")
+    node.name, node.outputs[0].shape = "joined", ir.Shape(["B", "S", 12])
+    with pytest.raises(ModelError, match=r"joined: the shapes around this Concat contradict each other \(clear the shapes"):
+        discover(model)
 
 
 def test_a_graph_output_freezes() -> None:
