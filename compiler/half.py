@@ -25,6 +25,7 @@ from inarch.compiler.half_edges import DEFAULTS_TO_FLOAT, FLOAT, HALF, INDIFFERE
 from inarch.compiler.verifier import signature, verify_model
 from inarch.passes.refresh_shapes import RefreshShapes
 from inarch.structure.errors import ModelError
+from inarch.structure.nodes import every_node
 
 QUANTISED = "inarch.quantised"
 """Metadata: a JSON object that says what was quantised, and how."""
@@ -96,7 +97,7 @@ class _Halving:
     def __init__(self, model: ir.Model, keep: Callable[[ir.Node], bool]) -> None:
         self._model = model
         self._floats = float_values(model)
-        nodes = list(model.graph.all_nodes())
+        nodes = list(every_node(model.graph))
         self._nodes = nodes
         self._edges = self._alike({node for node in nodes if keep(node)})
         self._found = _Found()
@@ -140,7 +141,7 @@ class _Halving:
         for graph in self._model.graphs():
             yield from graph.inputs
             yield from graph.initializers.values()
-        for node in self._model.graph.all_nodes():
+        for node in every_node(self._model.graph):
             yield from node.outputs
 
     def _stays(self) -> Iterator[ir.Value]:

@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from inarch.compiler.half_norms import norms
+from inarch.structure.nodes import every_node
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
@@ -80,7 +81,7 @@ def float_values(model: ir.Model) -> set[ir.Value]:
     for graph in model.graphs():
         for value in (*graph.inputs, *graph.initializers.values()):
             kinds[value] = value.const_value.dtype if value.const_value is not None else value.dtype
-    for node in model.graph.all_nodes():
+    for node in every_node(model.graph):
         for place, value in enumerate(node.outputs):
             kinds[value] = value.dtype or _tied(node, place, kinds, model.opset_imports)
     return {value for value, kind in kinds.items() if kind == FLOAT}
@@ -105,7 +106,7 @@ def edges_of(model: ir.Model, floats: set[ir.Value], keep: Iterable[ir.Node] = (
         floats: as of :func:`float_values`.
         keep: nodes that are to stay fp32 whatever their definition allows.
     """
-    nodes = list(model.graph.all_nodes())
+    nodes = list(every_node(model.graph))
     whole = _of_norms(nodes, set(keep))
     ordered = [(node, _allowed(node, floats, model.opset_imports)) for node in nodes]
     found = {node: edges for node, edges in ordered if edges.inputs or edges.outputs}

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from inarch.compiler.values import SiteValues, parameter_tensors
 from inarch.structure.errors import LoweringError, ModelError
 from inarch.structure.lowered import ResolvedPlan
+from inarch.structure.nodes import every_node
 from inarch.structure.sites import SiteTable
 from inarch.structure.units import Indices
 
@@ -92,7 +93,7 @@ def apply_by_values(model: ir.Model, table: SiteTable, resolved: ResolvedPlan, u
     """
     reference = model.clone()
     values = SiteValues(model, table, resolved)
-    slots = _SlotIndex(uses, dict(zip(model.graph.all_nodes(), reference.graph.all_nodes(), strict=True)))
+    slots = _SlotIndex(uses, dict(zip(every_node(model.graph), every_node(reference.graph), strict=True)))
     claims: dict[str, list[_Claim]] = {}
     for site in table.sites:
         for role, member in site.members.items():
@@ -361,7 +362,7 @@ def _tail(copies: Mapping[ir.Value, ir.Value]) -> str:
 def _free_name(model: ir.Model, wanted: str) -> str:
     """A name that no value of the main graph bears."""
     taken = set(model.graph.initializers) | {value.name for value in model.graph.inputs}
-    taken |= {output.name for node in model.graph.all_nodes() for output in node.outputs}
+    taken |= {output.name for node in every_node(model.graph) for output in node.outputs}
     name, count = wanted, 1
     while name in taken:
         name, count = f"{wanted}_{count}", count + 1

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from inarch.structure.errors import PassError
+from inarch.structure.nodes import every_node
 
 Breach = tuple[ir.Node | ir.Value | None, str]
 """What breaks a rule (a node, a value or the graph as a whole), and how."""
@@ -80,7 +81,7 @@ class _Body:
         self.root = root
         self.is_main = is_main
         self.graphs: tuple[ir.Graph, ...] = (root, *root.subgraphs())
-        self.nodes: tuple[ir.Node, ...] = tuple(root.all_nodes())
+        self.nodes: tuple[ir.Node, ...] = tuple(every_node(root))
 
 
 def _references_resolve(body: _Body) -> Iterator[Breach]:

@@ -32,6 +32,7 @@ from inarch.frontends.mapped import MappedFile
 from inarch.frontends.onnx_file import SOURCES
 from inarch.frontends.wire import split
 from inarch.structure.errors import InarchError, ModelError
+from inarch.structure.nodes import every_node
 
 if sys.platform != "win32":
     import fcntl
@@ -141,7 +142,7 @@ class _Layout:
             for graph in graphs:
                 for value in graph.initializers.values():
                     self._initializer(value, places)
-            for node in root.all_nodes():
+            for node in every_node(root):
                 self._constants(node, places)
         self._places = sorted(places, key=lambda place: place[0].nbytes < _PAGE_FROM)  # stable: else in model order
         self.external: list[tuple[ir.TensorProtocol, int]] = []

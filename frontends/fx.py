@@ -23,6 +23,7 @@ from onnxscript.optimizer import fold_constants
 from torch import nn
 
 from inarch.structure.errors import ModelError
+from inarch.structure.nodes import every_node
 
 OPSET = 20
 """The default. Below 20 a GELU is six nodes and below 19 there is no DeformConv. From 23 on torch writes attention as one
@@ -172,7 +173,7 @@ def _rename(model: ir.Model, parameters: frozenset[ir.Value], output_names: Sequ
     for number, value in enumerate(dict.fromkeys(folded)):
         value.name = f"constant_{number}"
     counts: Counter[str] = Counter()
-    for node in ir.traversal.RecursiveGraphIterator(graph):
+    for node in every_node(graph):
         node.name = f"{node.op_type}_{counts[node.op_type]}"
         counts[node.op_type] += 1
         node.doc_string = None

@@ -23,6 +23,7 @@ from inarch.frontends.protos import all_nodes, subgraphs, tensors_of
 from inarch.frontends.schemas import fault
 from inarch.frontends.wire import INLINE_LOCATION, split
 from inarch.structure.errors import ModelError
+from inarch.structure.nodes import every_node
 
 MIN_OPSET = 11
 MAX_OPSET = 23
@@ -448,7 +449,7 @@ class _Reader:
                 value.dtype = tensor.dtype
         roots: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
         for root in roots:
-            for node in ir.traversal.RecursiveGraphIterator(root):
+            for node in every_node(root):
                 for attribute in list(node.attributes.values()):
                     if attribute.is_ref():
                         continue

@@ -232,7 +232,7 @@ def learn(config: LearnConfig, folder: Path, *, device: str | None = None, progr
     document = config.model_dump(mode="json")
     refuse_another(document, folder, "go on with that one (inarch learn --resume), or take another folder")
     shop = workshop(config)  # what cannot be set up leaves no folder behind
-    _check(shop, place)
+    check(shop, place.num_processes)
     digests = dict(shop.world.digests)
     refuse_changed(digests, folder)
     given = shop.given() if config.weights is not None and not (folder / DENSE).exists() else None
@@ -249,8 +249,12 @@ def learn(config: LearnConfig, folder: Path, *, device: str | None = None, progr
     return hardened
 
 
-def _check(shop: Workshop, place: Accelerator) -> None:
+def check(shop: Workshop, processes: int = 1) -> None:
     """Refuse what would fail only after hours.
+
+    Args:
+        shop: the run.
+        processes: how many train it.
 
     Raises:
         InarchError: the data cannot be learned from, nothing can be shared as it is asked for, the budget is out of reach, or
@@ -266,7 +270,7 @@ def _check(shop: Workshop, place: Accelerator) -> None:
             hint="joint, or structure.fill all if attentions may share, or none to prune alone",
         )
     refuse_unreachable(space, structure.keep, config.model, filled=bool(structure.filled))
-    share_of(config.data.images, place.num_processes)
+    share_of(config.data.images, processes)
 
 
 def tune(

@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from inarch.structure.constants import tensor_in
+from inarch.structure.nodes import every_node
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class RefreshShapes(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Refresh in place; ``modified`` tells whether any shape or type is another than before."""
         before: list[tuple[ir.Value, ir.Shape | None, ir.TypeProtocol | None]] = []
-        for node in model.graph.all_nodes():
+        for node in every_node(model.graph):
             for value in node.outputs:
                 if not value.is_graph_output():
                     before.append((value, value.shape, value.type))
@@ -125,7 +126,7 @@ def _without_data(model: ir.Model, limit: int) -> Iterator[None]:
                 if tensor is not None and _is_heavy(tensor, limit):
                     undo.append(partial(setattr, value, "const_value", tensor))
                     value.const_value = hide(tensor, name)
-        for node in model.graph.all_nodes():
+        for node in every_node(model.graph):
             for key, attribute in list(node.attributes.items()):
                 if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
                     tensor = tensor_in(attribute)

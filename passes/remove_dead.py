@@ -8,6 +8,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from inarch.structure.nodes import every_node
+
 _ANNOTATION = "quant_parameter_tensor_names"  # where onnx_ir keeps a value's quantisation annotation
 _FIRST_IR_WITH_DEFAULTS = 4  # before it, every initializer had to be listed as an input, and was none
 
@@ -76,7 +78,7 @@ def _graphs(node: ir.Node) -> Iterator[ir.Graph]:
 
 def _nested(node: ir.Node) -> Iterable[ir.Node]:
     for graph in _graphs(node):
-        yield from graph.all_nodes()
+        yield from every_node(graph)
 
 
 def _detach(node: ir.Node) -> None:

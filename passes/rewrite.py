@@ -14,6 +14,7 @@ from inarch.structure.discover import Discovery, discover
 from inarch.structure.errors import PassError
 from inarch.structure.graph_edit import Editor, drop_dead
 from inarch.structure.lowered import Block, Group, LoweredPlan, LoweredSite
+from inarch.structure.nodes import every_node
 from inarch.structure.sites import Site
 
 
@@ -87,5 +88,5 @@ def _settle_names(graph: ir.Graph) -> None:
 
 def _values(graph: ir.Graph) -> Iterable[ir.Value]:
     yield from graph.inputs
-    for node in graph.all_nodes():
+    for node in every_node(graph):
         yield from node.outputs

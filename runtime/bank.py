@@ -30,6 +30,7 @@ from inarch.runtime.providers import CPU, onnxruntime
 from inarch.runtime.session import load, model_file, short_message
 from inarch.runtime.sharing import METADATA_KEY
 from inarch.structure.errors import RuntimeFailure
+from inarch.structure.nodes import every_node
 
 DATA = "weights.data"
 """Name of a bank's data file."""
@@ -127,7 +128,7 @@ def _read(node: ir.Node) -> list[ir.Value]:
             bodies.append(attribute.as_graph())
         elif attribute.type == ir.AttributeType.GRAPHS:
             bodies += attribute.as_graphs()
-    inner = [value for body in bodies for inside in body.all_nodes() for value in inside.inputs]
+    inner = [value for body in bodies for inside in every_node(body) for value in inside.inputs]
     return [value for value in (*node.inputs, *inner) if value is not None]
 
 

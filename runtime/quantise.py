@@ -35,6 +35,7 @@ from inarch.passes.remove_dead import RemoveDead
 from inarch.runtime.providers import onnxruntime
 from inarch.runtime.sharing import METADATA_KEY as SHARED
 from inarch.structure.errors import RuntimeFailure
+from inarch.structure.nodes import every_node
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -139,7 +140,7 @@ def _copy(model: ir.Model) -> ir.Model:
     _lift_constants(work)
     _replace_gemms(work)
     names: set[str | None] = {None, ""}
-    for number, node in enumerate(work.graph.all_nodes()):
+    for number, node in enumerate(every_node(work.graph)):
         if node.name in names:
             node.name = f"{node.op_type}.{number}"
             while node.name in names:
@@ -424,7 +425,7 @@ def _all_values(model: ir.Model) -> Iterator[ir.Value]:
     for graph in model.graphs():
         yield from graph.inputs
         yield from graph.initializers.values()
-    for node in model.graph.all_nodes():
+    for node in every_node(model.graph):
         yield from node.outputs
 
 

@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from inarch.runtime.providers import writing_providers
 from inarch.runtime.session import Array, ModelLike, Session, SessionOptions, load
+from inarch.structure.nodes import every_node
 
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "FusedMatMul"})
 """Operators that pack a weight for themselves."""
@@ -116,7 +117,7 @@ def _is_matrix(value: ir.Value) -> bool:
 def tensor_bytes(model: ir.Model) -> int:
     """Bytes of all initializers and Constant nodes, in the main graph and in subgraphs."""
     total = sum(tensor.nbytes for graph in model.graphs() for tensor in _tensors(graph.initializers.values()))
-    for node in model.graph.all_nodes():
+    for node in every_node(model.graph):
         if node.op_type == "Constant" and "value" in node.attributes:
             total += node.attributes["value"].as_tensor().nbytes
     return total

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from inarch.runtime.providers import writing_providers
 from inarch.runtime.session import ModelLike, Session, SessionOptions, load, model_file
 from inarch.runtime.sharing import array_digest, tensor_bytes
+from inarch.structure.nodes import every_node
 
 PLANNED_KEY = "inarch.planned"
 """Model metadata: how many parameters the plan counts."""
@@ -96,7 +97,7 @@ def _all_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value.const_value
-    for node in model.graph.all_nodes():
+    for node in every_node(model.graph):
         if node.op_type == "Constant" and "value" in node.attributes:
             yield node.attributes["value"].as_tensor()
 

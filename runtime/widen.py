@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from inarch.structure.nodes import every_node
+
 _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype"})
 
 
@@ -19,7 +21,7 @@ def needs_widening(model: ir.Model, providers: Sequence[str]) -> bool:
     if any(provider != "CPUExecutionProvider" for provider in providers):
         return False
     weights = (value.dtype for graph in model.graphs() for value in graph.initializers.values())
-    attributes = (attribute for node in model.graph.all_nodes() for attribute in node.attributes.values())
+    attributes = (attribute for node in every_node(model.graph) for attribute in node.attributes.values())
     return ir.DataType.BFLOAT16 in weights or any(_is_narrow(attribute) for attribute in attributes)
 
 
@@ -32,7 +34,7 @@ def widen(model: ir.Model) -> ir.Model:
                 value.const_value = _wide(value.const_value)
     for value in [*copy.graph.inputs, *copy.graph.initializers.values()]:
         _retype(value)
-    for node in copy.graph.all_nodes():
+    for node in every_node(copy.graph):
         for name, attribute in list(node.attributes.items()):
             if _is_narrow(attribute):
                 node.attributes[name] = ir.AttrTensor(name, _wide(attribute.as_tensor()))

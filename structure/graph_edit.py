@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from inarch.structure.arguments import int_attr
 from inarch.structure.dims import Dim, Shape
+from inarch.structure.nodes import every_node
 from inarch.structure.shapes import Shapes
 
 
@@ -23,7 +24,7 @@ class Editor:
     def __init__(self, graph: ir.Graph, prefix: str) -> None:
         self.graph = graph
         self._prefix = prefix
-        self._taken = {v.name for n in graph.all_nodes() for v in n.outputs} | set(graph.initializers)
+        self._taken = {v.name for n in every_node(graph) for v in n.outputs} | set(graph.initializers)
         self._taken |= {v.name for v in graph.inputs}
         self._names: dict[str, int] = {}
         self._ints: dict[tuple[str, tuple[int, ...]], ir.Value] = {}

@@ -160,12 +160,15 @@ class Demo:
         """A run that was begun keeps what it has; a new one takes what is faster here."""
         from inarch.learning.folders import CONFIG, read_run
         from inarch.learning.precision import faster_precision
+        from inarch.learning.runs import check
         from inarch.learning.workshop import workshop
 
         if (self.out / CONFIG).exists():
             self._precision = read_run(self.out).precision
         else:
-            self._precision = faster_precision(workshop(self._config()))
+            shop = workshop(self._config())
+            check(shop)  # before a trial of what cannot be
+            self._precision = faster_precision(shop)
 
     def _learn(self) -> Hardened:
         from inarch.learning.plots import plot_run, plot_structure

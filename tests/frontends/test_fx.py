@@ -64,7 +64,7 @@ def way_in(route: str, name: str, folder: Path) -> object:
     if route == "graph module":
         return Example(program(name).module(), (), example(name), dynamic(name), options)
     if route == "program":
-        return from_torch(program(name), **options)
+        return graph(name)
     return write_model(graph(name), folder / "export.onnx").path
 
 

@@ -33,7 +33,7 @@ class Exported:
 
 
 @pytest.fixture(scope="module", params=[MDETR_PRESETS["mdetr-tiny"], RESNET], ids=["vit", "resnet"])
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, small_presets: None) -> Exported:
     module = build(request.param)
     assert isinstance(module, Mdetr)
     with torch.no_grad():

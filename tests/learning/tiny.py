@@ -50,11 +50,12 @@ GLIP = GlipConfig(
 )
 SWIN = GLIP.model_copy(
     update={
-        "vision": SwinConfig(width=16, layers=(1, 2, 1, 1), heads=(1, 2, 4, 4), window=4),
+        "vision": SwinConfig(width=16, layers=(1, 1, 1, 2), heads=(1, 2, 4, 4), window=2),
         "text": _TEXT.model_copy(update={"layers": 1}),
     }
 )
-PRESETS = {"small": MDETR, "small-glip": GLIP}
+LEAST = MDETR.model_copy(update={part: getattr(MDETR, part).model_copy(update={"layers": 1}) for part in ("vision", "text")})
+PRESETS = {"small": MDETR, "small-glip": GLIP, "least": LEAST}
 
 SETTINGS: Mapping[str, Any] = {
     "model": "small",

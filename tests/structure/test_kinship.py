@@ -5,7 +5,7 @@ from __future__ import annotations
 import inarch
 from inarch.structure.kinship import kin, tower_of
 
-from tests.exporters.pairs import DYNAMO, found
+from tests.exporters.pairs import TORCHSCRIPT, found
 from tests.tools.conftest import two_ffns
 
 
@@ -19,11 +19,11 @@ def test_layers_of_one_tower_share_layer_wise() -> None:
 
 def test_towers_of_one_width_share_across_and_others_do_not() -> None:
     """CLIP's text tower is 32 wide, its vision tower 48; DETR's encoder and decoder have one width."""
-    groups = kin(found("clip-eager", DYNAMO[2]).table.sites)
+    groups = kin(found("clip-eager", TORCHSCRIPT[-1]).table.sites)
     assert sorted((g.kind, max(g.lengths.values()), len(g.towers), g.sites) for g in groups) == [
         ("ffn", 32, 1, 2), ("ffn", 48, 1, 2), ("msa", 32, 1, 2), ("msa", 48, 1, 2),
     ]  # fmt: skip
-    groups = kin(found("detr", DYNAMO[2]).table.sites)
+    groups = kin(found("detr", TORCHSCRIPT[-1]).table.sites)
     assert sorted((g.kind, len(g.towers), g.sites) for g in groups) == [("ffn", 2, 4), ("msa", 3, 6)]
 
 

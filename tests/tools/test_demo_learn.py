@@ -79,7 +79,12 @@ def test_a_run_that_was_begun_keeps_its_precision(tmp_path: Path, monkeypatch: p
         (["--level", "odd"], "there is no level"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
+def test_mistakes_are_named_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    from inarch.learning import precision
+
+    monkeypatch.delattr(precision, "_seconds")
     assert main(["demo", *options, "--out", str(tmp_path / "demo")]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "demo").exists()

@@ -41,9 +41,14 @@ def test_a_file_that_is_no_checkpoint(inarch: Run, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["weights.pth"]
 
 
-def test_an_exported_model_goes_through_the_whole_command_line(inarch: Run, tmp_path: Path) -> None:
+def test_an_exported_model_goes_through_the_whole_command_line(
+    inarch: Run, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from tests.learning import outlines
+
     model, plan, compiled = tmp_path / "m.onnx", tmp_path / "p.json", tmp_path / "c.onnx"
-    done = inarch("export", "--model", "mdetr-tiny", "--out", model, "--json")
+    with outlines.shared(tmp_path_factory):
+        done = inarch("export", "--model", "mdetr-tiny", "--out", model, "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["parameters"] > 300_000
     sizes = {dim.dim_param for value in onnx.load(model).graph.input for dim in value.type.tensor_type.shape.dim}

@@ -113,8 +113,8 @@ def emoji(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "kind", "splits"),
     [
-        ([*DRAWN, "--model", "small", "--task", "sprites"], "referring", ["test", "style", "concept"]),
-        ([*TINY, "--model", "small", "--task", "easy-vqa", "--set", "data.scenes=60"], "vqa", ["test"]),
+        ([*DRAWN, "--model", "least", "--task", "sprites"], "referring", ["test", "style", "concept"]),
+        ([*TINY, "--model", "least", "--task", "easy-vqa", "--set", "data.scenes=60"], "vqa", ["test"]),
     ],
     ids=["sprites", "easy-vqa"],
 )
@@ -138,7 +138,7 @@ def test_every_task_goes_the_whole_way(
     assert Session(out).outputs == Session(document["model"]).outputs
 
 
-@pytest.mark.parametrize(("task", "model"), [("refcoco", "small"), ("gqa", "small"), ("coco", "small-glip")])
+@pytest.mark.parametrize(("task", "model"), [("refcoco", "least"), ("gqa", "least"), ("coco", "small-glip")])
 def test_files_of_ones_own_go_the_whole_way(tmp_path: Path, inarch: Run, task: str, model: str) -> None:
     for package in ("PIL", "tokenizers", "pycocotools"):
         pytest.importorskip(package)
