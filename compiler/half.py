@@ -25,7 +25,7 @@ from inarch.compiler.half_edges import DEFAULTS_TO_FLOAT, FLOAT, HALF, INDIFFERE
 from inarch.compiler.verifier import signature, verify_model
 from inarch.passes.refresh_shapes import RefreshShapes
 from inarch.structure.errors import ModelError
-from inarch.structure.nodes import every_node
+from inarch.structure.nodes import every_graph, every_node
 
 QUANTISED = "inarch.quantised"
 """Metadata: a JSON object that says what was quantised, and how."""
@@ -246,7 +246,7 @@ class _Halving:
                     graph.append(cast)
                     back[value] = cast.outputs[0]
                 graph.outputs[place] = back[value]
-        for inner in self._model.graph.subgraphs():
+        for inner in list(every_graph(self._model.graph)):
             for place, value in enumerate(inner.outputs):
                 if value in self._single:
                     inner.outputs[place] = self._cast(value, HALF)

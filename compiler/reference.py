@@ -18,7 +18,7 @@ import onnx_ir as ir
 from inarch.compiler.values import SiteValues, parameter_tensors
 from inarch.structure.errors import LoweringError, ModelError
 from inarch.structure.lowered import ResolvedPlan
-from inarch.structure.nodes import every_node
+from inarch.structure.nodes import every_node, graphs_in
 from inarch.structure.sites import SiteTable
 from inarch.structure.units import Indices
 
@@ -277,7 +277,7 @@ def _is_view(node: ir.Node) -> bool:
     Where it cuts may come from elsewhere: exporters compute the bounds of a packed weight from the width of an activation.
     O(#ancestors); nodes with subgraphs are no views.
     """
-    if any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values()):
+    if graphs_in(node):
         return False
     pending = [node]
     seen = {node}

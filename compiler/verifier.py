@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from inarch.structure.errors import PassError
-from inarch.structure.nodes import every_node
+from inarch.structure.nodes import every_graph, every_node, graphs_in
 
 Breach = tuple[ir.Node | ir.Value | None, str]
 """What breaks a rule (a node, a value or the graph as a whole), and how."""
@@ -80,7 +80,7 @@ class _Body:
     def __init__(self, root: ir.Graph, *, is_main: bool) -> None:
         self.root = root
         self.is_main = is_main
-        self.graphs: tuple[ir.Graph, ...] = (root, *root.subgraphs())
+        self.graphs: tuple[ir.Graph, ...] = (root, *every_graph(root))
         self.nodes: tuple[ir.Node, ...] = tuple(every_node(root))
 
 
@@ -106,9 +106,8 @@ def _resolve(graph: ir.Graph, outer: list[dict[str, ir.Value]]) -> Iterator[Brea
                 yield node, f"nothing before it defines its input {used.name!r}"
             elif found is not used:
                 yield node, f"its input {used.name!r} is hidden by another value of that name"
-        for attribute in node.attributes.values():
-            for inner in _graphs(attribute):
-                yield from _resolve(inner, scopes)
+        for inner in graphs_in(node):
+            yield from _resolve(inner, scopes)
         for value in node.outputs:
             if value.name and names.setdefault(value.name, value) is not value:
                 yield node, f"it defines {value.name!r}, which is defined already"
@@ -255,14 +254,6 @@ def _compare(found: Signature, expected: Signature, pass_name: str | None) -> No
         changed = next((b for b in before if b not in now), None)
         message = f"{what} {changed[0]!r} is gone or changed" if changed else f"the graph has {what}s that it did not have"
         raise PassError(message, where=_where(pass_name, None), hint=f"{what}s were {before} and are {now}")
-
-
-def _graphs(attribute: ir.Attr) -> Sequence[ir.Graph]:
-    if attribute.is_ref():
-        return ()
-    if attribute.type == ir.AttributeType.GRAPH:
-        return (attribute.as_graph(),)
-    return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else ()
 
 
 def _dims(value: ir.Value | None) -> list[int | None] | None:

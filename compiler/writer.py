@@ -32,7 +32,7 @@ from inarch.frontends.mapped import MappedFile
 from inarch.frontends.onnx_file import SOURCES
 from inarch.frontends.wire import split
 from inarch.structure.errors import InarchError, ModelError
-from inarch.structure.nodes import every_node
+from inarch.structure.nodes import every_graph, every_node
 
 if sys.platform != "win32":
     import fcntl
@@ -138,7 +138,7 @@ class _Layout:
         places: list[tuple[ir.TensorProtocol, Callable[[ir.TensorProtocol], None]]] = []
         roots: list[ir.Graph | ir.Function] = [self._model.graph, *self._model.functions.values()]
         for root in roots:
-            graphs = [root, *root.subgraphs()] if isinstance(root, ir.Graph) else list(root.subgraphs())
+            graphs = [root, *every_graph(root)] if isinstance(root, ir.Graph) else list(every_graph(root))
             for graph in graphs:
                 for value in graph.initializers.values():
                     self._initializer(value, places)

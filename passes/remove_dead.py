@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
 
-from inarch.structure.nodes import every_node
+from inarch.structure.nodes import every_node, graphs_in
 
 _ANNOTATION = "quant_parameter_tensor_names"  # where onnx_ir keeps a value's quantisation annotation
 _FIRST_IR_WITH_DEFAULTS = 4  # before it, every initializer had to be listed as an input, and was none
@@ -64,20 +64,12 @@ def _sweep_nodes(body: ir.Graph | ir.Function) -> int:
             body.remove(node, safe=True)
             removed += 1
         else:
-            removed += sum(_sweep_nodes(graph) for graph in _graphs(node))
+            removed += sum(_sweep_nodes(graph) for graph in graphs_in(node))
     return removed
 
 
-def _graphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
-            yield from attribute.as_graphs()
-
-
 def _nested(node: ir.Node) -> Iterable[ir.Node]:
-    for graph in _graphs(node):
+    for graph in graphs_in(node):
         yield from every_node(graph)
 
 

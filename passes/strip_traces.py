@@ -9,6 +9,8 @@ from typing import ClassVar, Protocol
 
 import onnx_ir as ir
 
+from inarch.structure.nodes import every_graph
+
 # Python's tracebacks, and the form in which TorchScript writes them into doc strings.
 _TRACE = re.compile(r'File "[^"\n]+", line \d+|\S\.py\(\d+\): ')
 
@@ -57,7 +59,7 @@ def _described(model: ir.Model) -> Iterator[_Described]:
     yield model
     roots: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for root in roots:
-        bodies: list[ir.Graph | ir.Function] = [root, *root.subgraphs()]
+        bodies: list[ir.Graph | ir.Function] = [root, *every_graph(root)]
         for body in bodies:
             yield body
             yield from body.inputs

@@ -30,7 +30,7 @@ from inarch.runtime.providers import CPU, onnxruntime
 from inarch.runtime.session import load, model_file, short_message
 from inarch.runtime.sharing import METADATA_KEY
 from inarch.structure.errors import RuntimeFailure
-from inarch.structure.nodes import every_node
+from inarch.structure.nodes import every_node, graphs_in
 
 DATA = "weights.data"
 """Name of a bank's data file."""
@@ -122,13 +122,7 @@ def _is_float(value: ir.Value) -> bool:
 
 def _read(node: ir.Node) -> list[ir.Value]:
     """Values that a node reads, and those that its subgraphs read, their own among them."""
-    bodies: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            bodies.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            bodies += attribute.as_graphs()
-    inner = [value for body in bodies for inside in every_node(body) for value in inside.inputs]
+    inner = [value for body in graphs_in(node) for inside in every_node(body) for value in inside.inputs]
     return [value for value in (*node.inputs, *inner) if value is not None]
 
 

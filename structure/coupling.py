@@ -18,7 +18,7 @@ from inarch.structure.arguments import data_inputs
 from inarch.structure.constants import constant
 from inarch.structure.dims import ONE, Dim
 from inarch.structure.errors import ModelError
-from inarch.structure.nodes import every_node
+from inarch.structure.nodes import every_graph
 from inarch.structure.shapes import Shapes
 from inarch.structure.views import View, view_of
 
@@ -300,13 +300,10 @@ def _operator(node: ir.Node) -> str:
 def _captured(graph: ir.Graph) -> set[ir.Value]:
     """Values of the graph that a subgraph of one of its nodes reads."""
     found: set[ir.Value] = set()
-    own = {id(node) for node in graph}
-    for node in every_node(graph):
-        if id(node) not in own:
+    for inner in every_graph(graph):
+        found.update(inner.outputs)
+        for node in inner:
             found.update(v for v in node.inputs if v is not None)
-    for sub in graph.subgraphs():
-        if sub is not graph:
-            found.update(sub.outputs)
     return found
 
 

@@ -19,6 +19,7 @@ from inarch.structure.coupling import Coupling, Projection
 from inarch.structure.kinds import Found, NotASite, as_ffn, as_msa, attends, is_residual, origins
 from inarch.structure.members import members_of, riders_of
 from inarch.structure.naming import name_sites
+from inarch.structure.nodes import graphs_in
 from inarch.structure.regions import Region
 from inarch.structure.sites import AXIS_FACTORS, Rejection, Site, SiteTable
 from inarch.structure.views import FLOATS
@@ -263,7 +264,7 @@ def _unreadable(coupling: Coupling) -> Iterable[Rejection]:
                 (r for f in (coupling.axes(node.outputs[0]) or ()) for x in coupling.leaves(f) if (r := coupling.frozen(x))), ""
             )
             yield Rejection("", reason or f"{node.op_type} is not followed", (name,))
-        elif any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()):
+        elif graphs_in(node):
             yield Rejection("", f"control flow ({node.op_type}) is carried through untouched", (name,))
 
 
