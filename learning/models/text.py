@@ -24,9 +24,12 @@ def text_encoder(config: TextConfig) -> nn.Module:
         "hidden_dropout_prob": config.dropout,
         "attention_probs_dropout_prob": config.dropout,
     }
+    encoder: nn.Module
     if config.family == "roberta":
-        return RobertaModel(RobertaConfig(**sizes, pad_token_id=1), add_pooling_layer=config.pooler)
-    return BertModel(BertConfig(**sizes, pad_token_id=0), add_pooling_layer=config.pooler)
+        encoder = RobertaModel(RobertaConfig(**sizes, pad_token_id=1), add_pooling_layer=config.pooler)
+    else:
+        encoder = BertModel(BertConfig(**sizes, pad_token_id=0), add_pooling_layer=config.pooler)
+    return encoder
 
 
 def padding_id(config: TextConfig) -> int:

@@ -21,7 +21,7 @@ from inarch.structure.sites import SiteTable
 from tests.learning.sizes import CLEVR
 
 # One layer of each kind for the parts that the tiny preset does not have: a ResNet, RoBERTa, the question heads.
-RESNET = MdetrConfig.model_validate(CLEVR.model_dump() | {"encoder_layers": 1, "decoder_layers": 1})
+RESNET = CLEVR.model_copy(update={"text": CLEVR.text.model_copy(update={"layers": 1}), "encoder_layers": 1, "decoder_layers": 1})
 
 
 @dataclass(frozen=True)
