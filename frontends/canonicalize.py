@@ -174,7 +174,7 @@ def _unpack_direct(coupling: Coupling, editor: Editor, projection: Projection) -
     anchor = _first(coupling, list(value.consumers()))
     for i, (out, start, end) in enumerate(cuts):
         part = packed.part(anchor, (1, 1, width), 0, (start, end))
-        ir.convenience.replace_all_uses_with(out, part)
+        editor.take_place(out, part)
         if i == 0:
             _restore_shapes(editor, value, part, shape, (*shape[:-1], dim(end - start)))
     return True
@@ -185,7 +185,7 @@ def _restore_shapes(editor: Editor, old: ir.Value, new: ir.Value, before: Shape,
     for reader in list(old.consumers()):
         if reader.op_type == "Shape":
             restored = restored_shape(editor, reader, reader, new, before, after)
-            ir.convenience.replace_all_uses_with(reader.outputs[0], restored)
+            editor.take_place(reader.outputs[0], restored)
 
 
 def _first(coupling: Coupling, nodes: Sequence[ir.Node]) -> ir.Node:
@@ -277,7 +277,7 @@ def _emit_part(
         result = made[pick.inputs[0]]
         if squeezed is not None:
             result = _squeeze(editor, pick, result, squeezed)
-        ir.convenience.replace_all_uses_with(value, result)
+        editor.take_place(value, result)
     return made
 
 
@@ -302,6 +302,7 @@ def _carriers(
     carry: dict[ir.Node, None] = {}
     picks: list[tuple[ir.Value, int, int | None]] = []
     todo = [projection.node.outputs[0]]
+    _, add = _with_bias(coupling, projection)
     while todo:
         value = todo.pop()
         if value.is_graph_output():
@@ -318,9 +319,7 @@ def _carriers(
                     continue
             if node.op_type not in _CARRY or (node.op_type == "Squeeze" and axes_of(coupling.shapes, node) is None):
                 return None
-            if node.op_type == "Add" and not any(v is not None and v not in coupling.projected for v in node.inputs):
-                return None
-            if node.op_type == "Add" and value is not projection.node.outputs[0]:
+            if node.op_type == "Add" and node is not add:
                 return None
             if node not in carry:
                 carry[node] = None
@@ -427,7 +426,7 @@ def _unfuse(graph: ir.Graph, only: Collection[str] | None) -> bool:
         fused.outputs[0].name = editor.fresh(name)
         fused.name = str(fused.outputs[0].name)
         graph.insert_before(node, fused)
-        ir.convenience.replace_all_uses_with(node.outputs[0], fused.outputs[0], replace_graph_outputs=False)
+        editor.take_place(node.outputs[0], fused.outputs[0])
         changed = True
     return changed
 

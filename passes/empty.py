@@ -57,7 +57,7 @@ def write_empty(editor: Editor, region: Region) -> bool:
         wanted[node] = made, known
     _keep_types(editor, region, inside)
     for node in readers:
-        ir.convenience.replace_all_uses_with(node.outputs[0], _sizes(editor, node, *wanted[node]))
+        editor.take_place(node.outputs[0], _sizes(editor, node, *wanted[node]))
     for node in results:
         target = _sizes(editor, node, *wanted[node])
         weight = constant(region.projections[next(iter(region.projections))].view.param)
@@ -69,16 +69,8 @@ def write_empty(editor: Editor, region: Region) -> bool:
         total = zeros.outputs[0]
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             total = editor.node(node, "Add", [total, node.inputs[2]], hint=str(node.outputs[0].name)).outputs[0]
-        _take_place(editor, node.outputs[0], total)
+        editor.take_place(node.outputs[0], total, named=True)
     return True
-
-
-def _take_place(editor: Editor, old: ir.Value, new: ir.Value) -> None:
-    name = old.name
-    new.type, new.shape = old.type, old.shape
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    old.name = editor.fresh(f"{name}.replaced")
-    new.name = name
 
 
 def _keep_types(editor: Editor, region: Region, inside: set[ir.Value]) -> None:

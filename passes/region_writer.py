@@ -159,18 +159,6 @@ class _Call:
             return whole[0]
         raise PassError(f"{value.name} has no version for group {key[0]}", where=self.w._site.name)
 
-    def finish(self, old: ir.Value, new: ir.Value) -> None:
-        """``new`` takes the place of ``old`` outside the region, and its name."""
-        name = old.name
-        if new.type is None and old.type is not None:
-            new.type = old.type
-        if old.shape is not None:
-            new.shape = old.shape
-        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-        if not new.is_initializer() and new.producer() is not None:
-            old.name = self.editor.fresh(f"{name}.replaced")
-            new.name = name
-
     def _size(self, old: ir.Value, new: ir.Value, key: Key) -> None:
         """Give a version the sizes that are known of it: a Reshape to computed sizes hides them from shape inference."""
         if self.region.layout(old) is not None:
@@ -193,7 +181,7 @@ class _Call:
             whole = len(versions) == 1 and layout is not None
             if not whole or not all(self.w.selection(next(iter(versions))).whole(axis) for axis in layout or ()):
                 raise PassError(f"{old.name} is read from outside its site, and changes", where=self.w._site.name)
-            self.finish(old, next(iter(versions.values())))
+            self.editor.take_place(old, next(iter(versions.values())), named=True)
 
     # --- projections ---------------------------------------------------------------------------------------------------
 
@@ -269,7 +257,7 @@ class _Call:
             weight = self._weight(role, projection, key, sink=True)
             if not self.w._split:
                 extra = [bias] if bias is not None else []
-                self.finish(out, self.editor.clone(node, [x, weight, *extra], node).outputs[0])
+                self.editor.take_place(out, self.editor.clone(node, [x, weight, *extra], node).outputs[0], named=True)
                 return
             part = self._product(node, x, weight, out)
             total = part if total is None else self.editor.node(node, "Add", [total, part], hint=str(out.name)).outputs[0]
@@ -278,7 +266,7 @@ class _Call:
             total = self.editor.node(node, "Add", [total, bias], hint=str(out.name)).outputs[0]
         elif len(self.w.keys(axis)) == 1:
             self._lift_bias(out)
-        self.finish(out, total)
+        self.editor.take_place(out, total, named=True)
 
     def _lift_bias(self, out: ir.Value) -> None:
         """Give a constant bias behind a single shared product the rank of the product, so that no Gemm is made of the two."""
@@ -320,7 +308,7 @@ class _Call:
         versions = self.made.pop(out)
         if len(versions) != 1:
             raise PassError(f"{out.name} mixes groups of heads", where=self.w._site.name)
-        self.finish(out, next(iter(versions.values())))
+        self.editor.take_place(out, next(iter(versions.values())), named=True)
 
     def _fused(self, node: ir.Node) -> None:
         """Attention operators take one q, k and v: blocks of a group are joined inside heads before, and parted after."""
@@ -452,8 +440,7 @@ class _Call:
             return
         key, version = next(iter(self.made[value].items()))
         old, new = self.cuts.sizes(value, self.w.selection(key))
-        restored = restored_shape(self.editor, node, node, version, old, new)
-        ir.convenience.replace_all_uses_with(node.outputs[0], restored)
+        self.editor.take_place(node.outputs[0], restored_shape(self.editor, node, node, version, old, new))
 
 
 def _unshaped(value: ir.Value | None) -> ir.Value | None:

@@ -84,6 +84,7 @@ def discover(model: ir.Model, coupling: Coupling | None = None) -> Discovery:
     rejected: list[Rejection] = []
     makers, readers = _index(coupling)
     taken: set[Projection] = set()
+    placed: set[Projection] = set()
     # Frozen axes are tried last: what is found there is only reported.
     for frozen_too in (False, True):
         for sink in coupling.projections:
@@ -105,6 +106,9 @@ def discover(model: ir.Model, coupling: Coupling | None = None) -> Discovery:
                 site, region = _build(candidate, region)
                 if all(axis.frozen for axis in site.axes.values()):
                     reason = next(axis.frozen for axis in site.axes.values() if axis.frozen)
+                elif not placed.isdisjoint(candidate.projections.values()):
+                    # Half of a bidirectional attention whose other half is frozen is a site without it.
+                    reason = "some of its projections are another site's, which has all that is free"
             except NotASite as refusal:
                 reason = str(refusal)
                 taken.update(sinks)
@@ -112,6 +116,7 @@ def discover(model: ir.Model, coupling: Coupling | None = None) -> Discovery:
                 taken.update(p for role, p in candidate.projections.items() if role in candidate.sinks)
             if reason is None and site is not None and region is not None and candidate is not None:
                 found.append((candidate, site, region))
+                placed.update(candidate.projections.values())
             elif reason is not None:
                 params = tuple(str(p.view.param.name) for p in (*sources, *sinks))
                 nodes = tuple(str(p.node.name or p.node.outputs[0].name) for p in (*sources, *sinks))

@@ -95,6 +95,31 @@ class Editor:
                 new.dtype = old.dtype
         return copy
 
+    def take_place(self, old: ir.Value, new: ir.Value, *, named: bool = False) -> None:
+        """Let ``new`` be read wherever ``old`` is.
+
+        A graph output keeps its name, and its type and shape as the file has them, which may be nothing.
+
+        Args:
+            old: what a node makes.
+            new: what comes in its place.
+            named: whether it takes the name and the shape in any case.
+        """
+        public = old.is_graph_output()
+        if not (public or named):
+            ir.convenience.replace_all_uses_with(old, new)
+            return
+        anchor = old.producer()
+        if public and new.is_initializer() and anchor is not None:  # which keeps its own name
+            new = self.node(anchor, "Identity", [new], hint=str(old.name)).outputs[0]
+        if public or new.type is None:
+            new.type = old.type
+        if public or old.shape is not None:
+            new.shape = old.shape
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        if not new.is_initializer() and new.producer() is not None:
+            old.name, new.name = self.fresh(f"{old.name}.replaced"), old.name
+
     def _finish(self, node: ir.Node, anchor: ir.Node, hint: str) -> None:
         for value in node.outputs:
             value.name = self.fresh(hint)

@@ -133,3 +133,19 @@ def test_a_shape_of_the_packed_value_still_tells_the_packed_size() -> None:
 def test_rotary_halves_are_not_taken_for_packing(form: str) -> None:
     for seed in range(4):
         assert not packed_sources(list(canonicalize(build(form, seed).model).graph))
+
+
+@pytest.mark.parametrize("form", ["packed_bloom", "packed_slice", "swin"])
+def test_a_second_bias_of_a_packed_projection_is_not_cut_as_the_first(form: str) -> None:
+    """Two sums read one packed product: one is read on, the other by nobody, and neither is the bias that parts share."""
+    zoo = build(form, 0)
+    graph = zoo.model.graph
+    sums = [node for node in graph if node.op_type == "Add" and any(v is not None and v.is_initializer() for v in node.inputs)]
+    for node in sums:
+        twin = ir.Node("", "Add", node.inputs, num_outputs=1, name=f"{node.name}_twin")
+        twin.outputs[0].name = f"{node.outputs[0].name}_twin"
+        graph.insert_after(node, twin)
+        twin.outputs[0].type = node.outputs[0].type
+        ir.convenience.replace_all_uses_with(node.outputs[0], twin.outputs[0], replace_graph_outputs=True)
+    cases = inputs_of(zoo, 0)[:1]
+    assert not list(mismatches(run_all(zoo.model, cases), run_all(canonicalize(zoo.model), cases)))
