@@ -16,9 +16,9 @@ def graphs_in(node: ir.Node) -> Sequence[ir.Graph]:
     """The graphs that are attributes of a node: the branches of an If, the body of a Loop or Scan."""
     found: list[ir.Graph] = []
     for attribute in node.attributes.data.values():  # a UserDict's own views look every key up again
-        if attribute.type is _GRAPH and attribute.value is not None:  # None refers to one of a function's attributes
+        if attribute.type == _GRAPH and attribute.value is not None:  # None refers to one of a function's attributes
             found.append(attribute.value)
-        elif attribute.type is _GRAPHS and attribute.value is not None:
+        elif attribute.type == _GRAPHS and attribute.value is not None:
             found.extend(attribute.value)
     return found
 
