@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 import onnx
 import onnx_ir as ir
 
 from inarch.compiler.half_norms import norms
+from inarch.frontends.schemas import schema_of
 from inarch.structure.nodes import every_node
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
@@ -90,7 +90,7 @@ def float_values(model: ir.Model) -> set[ir.Value]:
 def _tied(
     node: ir.Node, place: int, kinds: Mapping[ir.Value, ir.DataType | None], opsets: Mapping[str, int]
 ) -> ir.DataType | None:
-    schema = _schema(node.op_type, node.domain, opsets.get(node.domain, 1))
+    schema = schema_of(node.op_type, node.domain, opsets.get(node.domain, 1))
     wanted = _formal(schema, place, output=True) if schema is not None else None
     for number, value in enumerate(node.inputs):
         if value is not None and (schema is None or _formal(schema, number, output=False) == wanted):
@@ -147,7 +147,7 @@ def _allowed(node: ir.Node, floats: set[ir.Value], opsets: Mapping[str, int]) ->
     every = _every(node, floats)
     if node.op_type in FUSED and node.domain != "":
         return Edges(frozenset(), frozenset())
-    schema = _schema(node.op_type, node.domain, opsets.get(node.domain, 1))
+    schema = schema_of(node.op_type, node.domain, opsets.get(node.domain, 1))
     if schema is None:
         return Edges(frozenset(), frozenset()) if node.op_type in FUSED else every
     return Edges(
@@ -166,14 +166,6 @@ def _formal(schema: onnx.defs.OpSchema, place: int, *, output: bool) -> str:
     """The type that a definition gives one operand or result: a variable's name, or a type."""
     parameters = schema.outputs if output else schema.inputs
     return str(parameters[min(place, len(parameters) - 1)].type_str) if parameters else ""
-
-
-@lru_cache(maxsize=512)
-def _schema(op_type: str, domain: str, version: int) -> onnx.defs.OpSchema | None:
-    try:
-        return onnx.defs.get_schema(op_type, version, domain)
-    except onnx.defs.SchemaError:
-        return None
 
 
 def _ends_as_integer(node: ir.Node, floats: set[ir.Value], found: Mapping[ir.Node, Edges]) -> bool:

@@ -20,6 +20,15 @@ class _Definition:
     required: frozenset[str]
 
 
+@lru_cache(maxsize=512)
+def schema_of(op_type: str, domain: str, version: int) -> onnx.defs.OpSchema | None:
+    """The definition of an operator in an opset; None where ONNX has none."""
+    try:
+        return onnx.defs.get_schema(op_type, version, domain)
+    except onnx.defs.SchemaError:
+        return None
+
+
 def fault(node: onnx.NodeProto, version: int) -> str | None:
     """What is wrong with a node of ai.onnx, in the words of a message; None where nothing is.
 
@@ -49,12 +58,10 @@ def fault(node: onnx.NodeProto, version: int) -> str | None:
 
 @lru_cache(maxsize=512)
 def _definition(op_type: str, version: int) -> _Definition | None:
-    if not onnx.defs.has(op_type):
+    # One that came later is held to what it is now: ONNX Runtime had LayerNormalization before ONNX.
+    schema = schema_of(op_type, "", version) or schema_of(op_type, "", onnx.defs.onnx_opset_version())
+    if schema is None:
         return None
-    try:
-        schema = onnx.defs.get_schema(op_type, version, "")
-    except onnx.defs.SchemaError:  # it came later, as LayerNormalization did, which ONNX Runtime had before ONNX
-        schema = onnx.defs.get_schema(op_type, "")
     return _Definition(
         (schema.min_input, schema.max_input),
         (schema.min_output, schema.max_output),

@@ -127,7 +127,7 @@ class Coupling:
         except (IndexError, ZeroDivisionError) as error:  # rules take ranks at their word
             message = f"the shapes around this {_operator(node)} contradict each other"
             hint = "clear the shapes that it records (value_info) and run onnx.shape_inference, or export the model again"
-            raise ModelError(message, where=str(node.name), hint=hint) from error
+            raise ModelError(message, where=str(node.name or node.outputs[0].name), hint=hint) from error
 
     # --- factors -------------------------------------------------------------------------------------------------------
 

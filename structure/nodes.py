@@ -33,6 +33,8 @@ def every_node(root: ir.Graph | ir.Function) -> Iterator[ir.Node]:
 
 
 def every_graph(root: ir.Graph | ir.Function) -> Iterator[ir.Graph]:
-    """The graphs inside the nodes of a graph or a function, each before those inside it."""
-    for node in every_node(root):
-        yield from graphs_in(node)
+    """The graphs inside the nodes of a graph or a function, each followed by those inside it."""
+    for node in root:
+        for graph in graphs_in(node):
+            yield graph
+            yield from every_graph(graph)

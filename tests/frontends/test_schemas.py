@@ -58,7 +58,7 @@ def test_a_node_that_its_operator_forbids(name: str, place: str) -> None:
 def test_what_no_definition_forbids_is_read() -> None:
     """An operator that only ONNX Runtime has, an attribute that ONNX has not, and one that a function's caller gives."""
     passed = helper.make_node("Flatten", ["x"], ["y"])
-    passed.attribute.add(name="axis", ref_attr_name="at", type=onnx.AttributeProto.INT)
+    passed.attribute.add(name="axis", ref_attr_name="at")  # without a type
     nodes = [
         helper.make_node("F", ["x"], ["f"], domain="own", at=1),
         helper.make_node("SimplifiedLayerNormalization", ["f", "W"], ["s"]),

@@ -89,7 +89,7 @@ def gated(draw: st.DrawFn, spaces: st.SearchStrategy[GateSpace] = SPACES) -> tup
     return gates, gates.gates(draw(drawn_logits(gates)))
 
 
-@settings(max_examples=100)
+@settings(max_examples=200)
 @given(gated())
 def test_the_count_is_that_of_the_plan_and_is_stored_as_planned(case: tuple[GateSpace, Gates]) -> None:
     gates, made = case
