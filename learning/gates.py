@@ -301,11 +301,11 @@ class GateSpace:
         return total
 
     def _living(self, hard: Hard) -> Tensor:
-        """Which heads of which site put anything out, [heads of all sites], 0 or 1."""
+        """Which heads of which site put anything out or cannot go, [heads of all sites], 0 or 1."""
         living: list[Bools] = [np.empty(0, np.bool_)]
         for site in self.sites:
             out = [hard.keep[site.name, name].reshape(site.heads, -1) for name in unit_axes(site) if name in VALUE_AXES]
-            living.append(np.asarray(np.concatenate(out, 1).any(axis=1), np.bool_))
+            living.append(np.asarray(np.concatenate(out, 1).any(axis=1) | ("head" in site.frozen), np.bool_))
         return torch.from_numpy(np.concatenate(living).astype(np.float64))
 
     def project(self, logits: Floats) -> tuple[Hard, Floats]:

@@ -1,8 +1,9 @@
 """What a resolved plan asks to be stored, before anything is made storable: plan + sites -> Demand.
 
 A unit is *wanted* where the plan keeps it and its head is alive; a head is dead where all units of its value axes are pruned,
-and then its query and key units are not wanted either (another site may still read their values). Roots get one running
-number per axis name, over all sites that have the axis, so that sharing can be counted with array operations.
+and then its query and key units are not wanted either (another site may still read their values). Heads that cannot go are
+never dead: what holds them may be another reader of their scores. Roots get one running number per axis name, over all sites
+that have the axis, so that sharing can be counted with array operations.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from inarch.structure.units import Indices
 Bools = npt.NDArray[np.bool_]
 
 VALUE_AXES = ("hidden", "vo", "vo2")
-"""The axes whose units carry what a head puts out: with none of them left, the head is dead."""
+"""The axes whose units carry what a head puts out: with none of them left, a head that can go is dead."""
 
 
 def unit_axes(site: Site) -> tuple[str, ...]:
@@ -82,7 +83,7 @@ def demand_of(table: SiteTable, resolved: ResolvedPlan) -> Demand:
     changed: dict[int, bool] = {}
     for number, site in enumerate(table.sites):
         axes = resolved.axes[site.name]
-        living = np.zeros(site.heads, np.bool_)
+        living = np.full(site.heads, "head" in site.frozen)
         differs = False
         for name in unit_axes(site):
             axis = axes[name]

@@ -104,7 +104,7 @@ def private_units(
         counts = keep.sum(axis=1)
         used = int(shared[0].sum())
         count = int(counts.max())
-        dead = ~alive[order]
+        dead = ~wanted.any(axis=1) if "head" in site.frozen else ~alive[order]
         added["frozen"] += int((count - counts[dead]).sum())
         added["head-counts"] += int((count - counts[~dead]).sum())
         if used + count == 0:

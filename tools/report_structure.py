@@ -128,6 +128,8 @@ class _Site:
     heads: int
     axes: Axes
     costs: Mapping[str, tuple[int, int]]
+    held: bool = False
+    """Whether its heads cannot go."""
 
 
 def structure_of(plan: Plan, table: SiteTable | None = None) -> Structure:
@@ -150,7 +152,14 @@ def structure_of(plan: Plan, table: SiteTable | None = None) -> Structure:
     resolved = resolve(plan, table)
     demand = demand_of(table, resolved)
     sites = [
-        _Site(site.name, site.kind, site.heads, resolved.axes[site.name], {a: site.unit_parameters(a) for a in unit_axes(site)})
+        _Site(
+            site.name,
+            site.kind,
+            site.heads,
+            resolved.axes[site.name],
+            {a: site.unit_parameters(a) for a in unit_axes(site)},
+            "head" in site.frozen,
+        )
         for site in table.sites
     ]
     rows = _rows(sites)
@@ -209,13 +218,11 @@ def _rows(sites: list[_Site]) -> list[SiteRow]:
 
 
 def _wanted(site: _Site) -> dict[str, Flags]:
-    """Axis -> which units the plan keeps; where no value unit of a head is kept, its query and key units are not either."""
-    alive = np.zeros(site.heads, np.bool_)
+    """Axis -> which units the plan keeps; those of query and key go, too, with a head that can go and keeps no value unit."""
     values = [name for name in VALUE_AXES if name in site.axes]
+    alive = np.full(site.heads, site.held or not values)
     for name in values:
         alive |= ~site.axes[name].pruned.reshape(site.heads, -1).all(axis=1)
-    if not values:
-        alive[:] = True
     return {name: ~axis.pruned & np.repeat(alive, len(axis.pruned) // site.heads) for name, axis in site.axes.items()}
 
 

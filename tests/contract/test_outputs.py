@@ -13,8 +13,9 @@ import pytest
 from inarch.compiler.compile import compile_model
 from inarch.compiler.reference import apply_by_values, carry_over
 from inarch.frontends.canonicalize import canonicalize
+from inarch.structure.demand import VALUE_AXES
 from inarch.structure.discover import discover
-from inarch.structure.resolve import resolve
+from inarch.structure.resolve import AxisDecision, build_plan, resolve
 
 from tests.contract.test_equivalence import SMALL_COST
 from tests.zoo import build
@@ -62,3 +63,24 @@ def test_a_bidirectional_attention_with_one_half_frozen_is_one_site() -> None:
     table = discover(canonicalize(zoo.model)).table
     weights = [member.param for site in table.sites for role, member in site.members.items() if not role.startswith("rider")]
     assert len(weights) == len(set(weights))
+
+
+@pytest.mark.parametrize("form", ["decoder_cross", "packed_timm", "bi_attention"])
+@pytest.mark.parametrize("heads", [slice(None), slice(1)], ids=["all", "first"])
+def test_heads_without_values_keep_the_scores_that_something_else_reads(form: str, heads: slice) -> None:
+    zoo = build(form, 1)
+    given_out(zoo.model, ("Softmax",))
+    discovery = discover(canonicalize(zoo.model))
+    site = next(site for site in reversed(discovery.table.sites) if "head" in site.frozen)
+    decisions: dict[str, AxisDecision] = {}
+    for name in (name for name in site.axes if name in VALUE_AXES):
+        units = np.arange(site.axes[name].size).reshape(site.heads, -1)
+        decisions[name] = AxisDecision(np.delete(units, heads, axis=0).ravel())
+    units = np.arange(site.axes["qk"].size).reshape(site.heads, -1)
+    decisions["qk"] = AxisDecision(np.concatenate((units[0], units[1:, ::2].ravel())))
+    plan = build_plan(discovery.table, {site.name: decisions}, form, {})
+    compiled = compile_model(zoo.model, plan, cost=SMALL_COST, prefer="size").model
+    applied = apply_by_values(discovery.model, discovery.table, resolve(plan, discovery.table), discovery.uses)
+    reference = carry_over(applied, discovery.model, zoo.model)
+    cases = inputs_of(zoo, 1)[:1]
+    assert not list(mismatches(run_all(reference, cases), run_all(compiled, cases)))

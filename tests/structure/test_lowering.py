@@ -143,7 +143,7 @@ LOOSE = limits()
 def living_heads(site: Site, resolved: ResolvedPlan) -> set[int]:
     if site.kind == "ffn":
         return set() if resolved.axes[site.name]["hidden"].pruned.all() else {0}
-    alive = set()
+    alive = set(range(site.heads)) if "head" in site.frozen else set()
     for h in range(site.heads):
         for axis in ("vo", "vo2"):
             if axis in site.axes:
