@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import math
-import mmap
 import os
 import re
 import secrets
@@ -29,9 +28,10 @@ import onnx
 import onnx_ir as ir
 
 from inarch.frontends.mapped import MappedFile
-from inarch.frontends.onnx_file import SOURCES
+from inarch.frontends.onnx_file import sources_of
 from inarch.frontends.wire import split
 from inarch.structure.errors import InarchError, ModelError
+from inarch.structure.files import refuse_devices, refuse_to_replace
 from inarch.structure.nodes import every_graph, every_node
 
 if sys.platform != "win32":
@@ -404,17 +404,11 @@ def _check_target(model: ir.Model, target: Path) -> None:
         raise ModelError(f"there is no folder {str(target.parent)!r}", where=str(target), hint="make it, or write elsewhere")
     if target.is_dir() or not target.name:
         raise ModelError("this is a folder", where=str(target), hint="give a file name")
-    if target.exists() and any(source.exists() and source.samefile(target) for source in _sources(model)):
-        raise ModelError("this is the file that the model is read from", where=str(target), hint="write under another name")
-
-
-def _sources(model: ir.Model) -> set[Path]:
-    """The files that the model's tensors lie in."""
-    paths = {Path(path) for path in model.graph.meta.get(SOURCES, ())}
-    for graph in model.graphs():
-        tensors = (value.const_value for value in graph.initializers.values())
-        paths.update(Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
-    return paths
+    try:
+        refuse_devices(target)
+    except OSError as error:
+        raise ModelError(str(error.strerror), where=str(target), hint="give a file name") from error
+    refuse_to_replace(target, sources_of(model))
 
 
 def _stem(target: Path) -> str:
@@ -439,11 +433,21 @@ def _owned_data(target: Path) -> Path | None:
 
 def _is_needed(data: Path, model: ir.Model) -> bool:
     """Whether another model in the folder, or the given one, refers to a data file."""
-    if any(source.exists() and data.exists() and source.samefile(data) for source in _sources(model)):
+    if any(source.exists() and data.exists() and source.samefile(data) for source in sources_of(model)):
         return True
     for path in data.parent.glob("*.onnx"):
-        with suppress(OSError, ValueError), open(path, "rb") as file:  # an empty file cannot be mapped
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            if content.find(data.name.encode()) >= 0:
+        with suppress(OSError):
+            if _says(path, data.name.encode()):
                 return True
+    return False
+
+
+def _says(path: Path, word: bytes) -> bool:
+    """Whether a file has these bytes; it is read and not mapped, since whoever is writing it may shorten it meanwhile."""
+    end = b""
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            if word in end + chunk:
+                return True
+            end = chunk[1 - len(word) :]
     return False

@@ -35,6 +35,15 @@ _MAX_SPARSE_BYTES = 1 << 30
 _STRING_DATA = "string_data"
 
 
+def sources_of(model: ir.Model) -> set[Path]:
+    """The files that a model was read from: its own, and those that its tensors lie in."""
+    paths = {Path(path) for path in model.graph.meta.get(SOURCES, ())}
+    for graph in model.graphs():
+        tensors = (value.const_value for value in graph.initializers.values())
+        paths.update(Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
+    return paths
+
+
 def load_model(path: str | os.PathLike[str]) -> ir.Model:
     """Read an ONNX model, of any size, with its weights left in their files.
 
@@ -43,7 +52,7 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
 
     Returns:
         The model, sorted, with the type and shape of every initializer set. Tensors of 4 KB and more, and external ones, are
-        views of the mapped file; ``model.graph.meta[SOURCES]`` names the files.
+        views of the mapped file; :func:`sources_of` names the files.
 
     Raises:
         ModelError: there is no such file, it is no valid ONNX model, or it needs something that inarch does not read.

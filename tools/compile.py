@@ -59,7 +59,7 @@ def run(
     table = open_cost(cost)
     wish = prefer.value if prefer else None
     with render.progress(quiet=json) as report:
-        result = compile(model, plan, out, cost=table, prefer=wish, progress=report)
+        result = compile(model, plan, out, cost=cost, prefer=wish, progress=report)
     if json:
         data = {"out": str(out) if out else None, **as_data(result), "cost": cost_data(table, wish)}
         render.emit_json({"format": "inarch.compiled/1", **data})

@@ -11,6 +11,7 @@ import typer
 
 from inarch import __version__
 from inarch.structure.errors import InarchError, RuntimeFailure
+from inarch.structure.files import refuse_to_replace
 from inarch.tools import render
 from inarch.tools.options import Debug, Json, Provider
 from inarch.tools.subject import Subject, Wanted
@@ -197,6 +198,9 @@ def _check(files: Files, wanted: Wanted, at_most_lost: float | None, agree: floa
         raise InarchError("there is nothing to compare with", where=asked[0], hint="give --against FILE")
     if stored is not None and against is not None and not _is_stored(against):
         raise InarchError("stored predictions are compared with stored ones", where="--against", hint="give a .npz file")
+    for written in (files.predictions, files.examples):
+        if written is not None:
+            refuse_to_replace(written, (files.model, stored, against, wanted.annotations, wanted.tokenizer, wanted.answers))
 
 
 def _is_stored(path: Path) -> bool:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from inarch.structure.files import refuse_to_replace
 from inarch.tools import render
 from inarch.tools.options import Debug, Json, Seed
 from inarch.tools.torch_extra import needs_export
@@ -52,6 +53,7 @@ def run(
         return
     if not model or out is None:
         raise typer.BadParameter("both are needed; --list shows the presets", param_hint="--model, --out")
+    refuse_to_replace(out, [checkpoint])
     with render.progress(quiet=json) as report:
         report("building the model", 0, 3)
         if checkpoint is None:

@@ -79,22 +79,21 @@ def make(
     These are baselines: without training, high rates ruin a model. inarch verify shows by how much. Give --cost and --prefer as
     they will be given to inarch compile: the plan then asks for nothing that the lowering would have to store larger.
     """
-    from inarch.api import draft_plan, open_cost
-    from inarch.structure.plan import save_plan
+    from inarch.api import draft_plan
 
     with render.progress(quiet=json) as report:
         result = draft_plan(
             model,
             keep=keep,
             method=method.value,
-            cost=open_cost(cost),
+            cost=cost,
             prefer=prefer.value if prefer else None,
             minimum=minimum,
             share_fraction=share,
             block=block,
+            out=out,
             progress=report,
         )
-    save_plan(result.plan, out)
     if json:
         render.emit_json(made_data(result, out))
     else:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inarch.structure.errors import InarchError
+from inarch.structure.files import refuse_to_replace
 from inarch.tools import render
 from inarch.tools.evaluate import FAILED, AtMostLost, Outcome, Running, judge, judged, show_comparison
 from inarch.tools.options import Debug, Inputs, Json, Model, Provider, Seed
@@ -143,7 +144,8 @@ def run(
     """
     settings = Settings(to, per_tensor, reduce_range, convolutions, keep or ())
     wanted = Wanted(task, run_folder, split, level, side, None, annotations, images, tokenizer, answers, short, longest)
-    _check(model, out, settings, wanted, at_most_lost)
+    _check(settings, wanted, at_most_lost)
+    refuse_to_replace(out, (model, dense, inputs, annotations, tokenizer, answers))
     running = Running(provider, False, batch, limit)
     with render.progress(quiet=json) as report:
         # What the options ask for is looked for before anything is written.
@@ -164,14 +166,12 @@ def run(
         raise typer.Exit(FAILED)
 
 
-def _check(model: Path, out: Path, settings: Settings, wanted: Wanted, at_most_lost: float | None) -> None:
+def _check(settings: Settings, wanted: Wanted, at_most_lost: float | None) -> None:
     given = [name for name in ("per_tensor", "reduce_range", "convolutions") if getattr(settings, name)]
     if settings.to is Target.fp16 and given:
         raise InarchError("is for int8 alone", where=f"--{given[0].replace('_', '-')}")
     if at_most_lost is not None and not wanted.given:
         raise InarchError("accuracy is not measured", where="--at-most-lost", hint="give --run FOLDER or --task TASK")
-    if out.exists() and model.exists() and out.samefile(model):
-        raise InarchError("this is the model that is quantised", where=str(out), hint="write under another name")
 
 
 def quantise(model: Path, out: Path, settings: Settings, report: render.Report) -> tuple[int, Left, Sequence[str]]:
@@ -183,10 +183,11 @@ def quantise(model: Path, out: Path, settings: Settings, report: render.Report) 
     Raises:
         InarchError: the model cannot be read, quantised or written.
     """
-    from inarch.frontends.onnx_file import load_model
+    from inarch.frontends.onnx_file import load_model, sources_of
 
     report("reading the model", 0, 1)
     source = load_model(model)
+    refuse_to_replace(out, sources_of(source))
     if settings.to is Target.int8:
         from inarch.runtime.quantise import quantise_int8
 

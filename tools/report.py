@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from inarch.structure.files import refuse_to_replace
 from inarch.tools import render
 from inarch.tools.options import Debug, Json
 
@@ -53,6 +54,7 @@ def write_report(folder: Path, out: Path, model: Path | None = None) -> dict[str
     from inarch.tools.report_collect import collect
     from inarch.tools.report_page import render_page, write_page
 
+    refuse_to_replace(out, (path for path in (model, *folder.rglob("*")) if path is not None and path.suffix != ".html"))
     page = collect(folder, model)
     write_page(render_page(page), out)
     return {

@@ -131,6 +131,11 @@ def open_cost(cost: str | os.PathLike[str] | CostTable | None) -> CostTable:
     return cost if isinstance(cost, CostTable) else load_cost(Path(cost))
 
 
+def _as_path(source: object) -> str | os.PathLike[str] | None:
+    """What is a path, as it is; None for what was read already."""
+    return source if isinstance(source, str | os.PathLike) else None
+
+
 def model_name(model: AnyModel) -> str:
     """What a plan calls the model: the file's name without its ending, or the graph's name."""
     if isinstance(model, str | os.PathLike):
@@ -165,19 +170,29 @@ def draft_plan(
     minimum: float = 0.125,
     share_fraction: float = 0.5,
     block: int | None = None,
+    out: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> PlanResult:
     """:func:`make_plan` with what the plan keeps, and what it left alone.
 
+    Args:
+        out: where the plan is written; None writes nothing. The others are those of :func:`make_plan`.
+
     Raises:
-        InarchError: as :func:`make_plan`.
+        InarchError: as :func:`make_plan`, or the plan cannot be written there.
     """
     from inarch.compiler.values import parameter_tensors
+    from inarch.frontends.onnx_file import sources_of
+    from inarch.structure.files import refuse_to_replace
+    from inarch.structure.plan import save_plan
     from inarch.structure.planners import make_plan
 
-    found = discover(model)
+    opened = open_model(model)
+    if out is not None:
+        refuse_to_replace(Path(out), [*sources_of(opened), _as_path(cost)])
+    found = discover(opened)
     tensors = parameter_tensors(found.model)
-    return make_plan(
+    result = make_plan(
         found.table,
         lambda name: tensors[name].numpy(),
         keep=keep,
@@ -190,6 +205,9 @@ def draft_plan(
         block=block,
         progress=progress,
     )
+    if out is not None:
+        save_plan(result.plan, out)
+    return result
 
 
 def make_plan(
@@ -254,7 +272,10 @@ def compile(
         InarchError: a bad model or plan, or a plan that is for another model.
     """
     from inarch.compiler.compile import compile_model
+    from inarch.structure.files import refuse_to_replace
 
+    if out is not None:
+        refuse_to_replace(Path(out), [_as_path(plan), _as_path(cost)])
     return compile_model(
         open_model(model),
         open_plan(plan),

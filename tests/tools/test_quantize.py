@@ -169,7 +169,7 @@ def test_sharing_that_does_not_hold_fails(compiled: Path, tmp_path: Path, inarch
     ("arguments", "words"),
     [
         (["MODEL", "--to", "fp16", "-o", "o.onnx", "--per-tensor"], ["--per-tensor", "for int8 alone"]),
-        (["MODEL", "--to", "int8", "-o", "MODEL"], ["this is the model that is quantised"]),
+        (["MODEL", "--to", "int8", "-o", "MODEL"], ["this is a file that is read"]),
         (["MODEL", "--to", "int8", "-o", "nowhere/o.onnx"], ["nowhere"]),
         (["nowhere.onnx", "--to", "int8", "-o", "o.onnx"], ["nowhere.onnx"]),
         (["MODEL", "--to", "int8", "-o", "o.onnx", "--at-most-lost", "1"], ["accuracy is not measured"]),
