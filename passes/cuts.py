@@ -135,8 +135,8 @@ class Cuts:
         """The lengths that a Split cuts a version into."""
         sizes = split_sizes(self._shapes, node)
         x = node.inputs[0]
-        assert sizes is not None
-        assert x is not None
+        if sizes is None or x is None:
+            raise PassError("the lengths of this Split are unknown", where=str(node.name or node.outputs[0].name))
         old, new = self.sizes(x, selection)
         axis = int_attr(node, "axis", 0) % len(old)
         return [n * new[axis].coef // old[axis].coef for n in sizes]

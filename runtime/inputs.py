@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from inarch.runtime.npz import read_npz
 from inarch.runtime.session import Session
 from inarch.structure.errors import RuntimeFailure
 
@@ -176,13 +177,13 @@ def load_npz(path: str | Path, names: Sequence[str] = ()) -> tuple[Case, ...]:
     where = str(path)
     groups: dict[str, dict[str, Array]] = {}
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            for key in archive.files:
-                whole = key in names or "/" not in key
-                case, name = ("inputs", key) if whole else key.split("/", 1)
-                groups.setdefault(case, {})[name] = archive[key]
-    except (OSError, ValueError, AttributeError) as error:
+        arrays = read_npz(path)
+    except (OSError, ValueError) as error:
         raise RuntimeFailure(f"cannot be read as arrays: {error}", where=where, hint="write it with numpy.savez") from error
+    for key, values in arrays.items():
+        whole = key in names or "/" not in key
+        case, name = ("inputs", key) if whole else key.split("/", 1)
+        groups.setdefault(case, {})[name] = values
     if not groups:
         raise RuntimeFailure("holds no arrays", where=where)
     for case, feeds in groups.items():

@@ -16,7 +16,6 @@ texts               [N] the expression, the question, or the image's name, where
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from inarch.runtime.accuracy import Evaluation
+from inarch.runtime.npz import read_npz
 from inarch.structure.errors import DataError
 from inarch.structure.files import whole
 
@@ -80,12 +80,11 @@ def load_predictions(path: Path) -> Predictions:
         DataError: the file cannot be read, or is none of this format.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = read_npz(path)
         about = json.loads(str(arrays["about"]))
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
-    except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError("is no file of predictions", where=str(path), hint="inarch evaluate --predictions writes one") from error
     return _checked(about, arrays, str(path))
 

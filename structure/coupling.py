@@ -124,7 +124,7 @@ class Coupling:
     def _apply(self, rule: Rule, node: ir.Node) -> None:
         try:
             rule(self, node)
-        except (IndexError, ZeroDivisionError) as error:  # rules take ranks at their word
+        except (IndexError, ZeroDivisionError, _ContradictionError) as error:  # rules take ranks at their word
             message = f"the shapes around this {_operator(node)} contradict each other"
             hint = "clear the shapes that it records (value_info) and run onnx.shape_inference, or export the model again"
             raise ModelError(message, where=str(node.name or node.outputs[0].name), hint=hint) from error
@@ -260,6 +260,11 @@ class Coupling:
             if reason is not None:
                 self.opaque_weights[node] = reason
             return False
+        rows, columns = reversed(shape) if transposed else shape
+        for value, size in ((x, rows), (node.outputs[0], columns)):
+            known = self.shapes.shape(value)
+            if known and known[-1].value is not None and known[-1] != size:
+                raise _ContradictionError
         out, axes = node.outputs[0], self.axes(node.outputs[0])
         if axes is None:
             self.opaque_weights[node] = f"the shape of its input {x.name} is unknown"
@@ -277,6 +282,10 @@ class Coupling:
         self.projections.append(projection)
         self.projection_of[node] = projection
         return True
+
+
+class _ContradictionError(Exception):
+    """Two values that an operator holds together have shapes that cannot be."""
 
 
 def same_axes(c: Coupling, a: ir.Value, b: ir.Value) -> None:

@@ -203,6 +203,15 @@ def test_the_users_own_inputs_are_checked(tmp_path: Path) -> None:
         load_npz(tmp_path / "text.npz")
     with pytest.raises(RuntimeFailure, match="cannot be read as arrays"):
         load_npz(tmp_path / "missing.npz")
+    np.save(tmp_path / "one.npy", np.ones(2))
+    with pytest.raises(RuntimeFailure, match="one array without a name"):
+        load_npz(tmp_path / "one.npy")
+    np.savez_compressed(tmp_path / "whole.npz", a=np.arange(1000) % 7)
+    whole = (tmp_path / "whole.npz").read_bytes()
+    for broken in (b"", whole[: len(whole) // 2], whole[:120] + bytes(80) + whole[200:]):
+        (tmp_path / "broken.npz").write_bytes(broken)
+        with pytest.raises(RuntimeFailure, match="cannot be read as arrays"):
+            load_npz(tmp_path / "broken.npz")
 
 
 def test_the_users_own_inputs_have_to_run() -> None:

@@ -118,6 +118,18 @@ def test_shapes_that_contradict_each_other_are_refused(name: str | None, place: 
         discover(model)
 
 
+@pytest.mark.parametrize("rows", [7, 9])
+def test_a_weight_with_another_count_of_rows_is_refused(rows: int) -> None:
+    model = middle("h = Identity (a.2)")
+    weight = next(node.inputs[1] for node in reversed(model.graph) if node.op_type == "MatMul")
+    assert weight is not None
+    assert weight.const_value is not None
+    weight.const_value = ir.tensor(np.ones((rows, 4), np.float32), name=weight.name)
+    weight.shape = ir.Shape([rows, 4])
+    with pytest.raises(ModelError, match="the shapes around this MatMul contradict each other"):
+        discover(model)
+
+
 def test_a_graph_output_freezes() -> None:
     model = middle("h = Identity (a.2)", outputs="float[B,S,4] y, float[B,S,8] h")
     assert not free(model)
