@@ -33,7 +33,7 @@ def private_numbers(
     for site in table.sites:
         heads = np.arange(end, end + site.heads)
         end += site.heads if site.name in free else 0
-        for member in (m for m in site.members.values() if not m.is_matrix):
+        for member in (m for m in site.members.values() if not m.is_matrix and m.param not in table.held):
             place = member.param, member.axis
             widths[place] = member.width
             if site.name in free:

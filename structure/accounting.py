@@ -37,8 +37,8 @@ def account(
 ) -> Account:
     """Count what is stored and charge the difference to the plan. O(units).
 
-    A tie of the dense model (two members over the same numbers) is counted once by the plan and where both sites are
-    untouched; a site that changes holds its numbers alone, reason ``tied``.
+    A tie of the dense model (two members over the same numbers, or a member and something that is no site) is counted once by
+    the plan and where both sites are untouched; a site that changes holds its numbers alone, reason ``tied``.
 
     Args:
         demand: the plan.
@@ -53,7 +53,7 @@ def account(
     for segment in segments:
         first = table.by_name[next(iter(segment.readers))]
         stored += segment.width * first.unit_parameters(segment.axis)[0]
-    untouched = Coverage()
+    untouched = Coverage(table.held)
     for number, (site, lowered) in enumerate(zip(table.sites, sites, strict=True)):
         if lowered.touched:
             stored += sum(stored_numbers(site, lowered, member) for member in site.members.values())

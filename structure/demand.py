@@ -9,7 +9,7 @@ that have the axis, so that sharing can be counted with array operations.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,14 +135,20 @@ class Coverage:
     """Which numbers of the parameters are counted: a count that takes ties in, whichever members they lie under.
 
     A parameter's numbers are counted where any member that was added touches them, once.
+
+    Args:
+        held: parameters that are not counted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, held: Collection[str] = ()) -> None:
+        self._held = held
         self._masks: dict[str, dict[int, Bools]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def add(self, member: Member, positions: Indices) -> None:
         """Count the numbers at these positions of the member's parameter axis."""
+        if member.param in self._held:
+            return
         axes = self._masks.setdefault(member.param, {})
         self._shapes[member.param] = member.shape
         mask = axes.setdefault(member.axis, np.zeros(member.shape[member.axis], np.bool_))
@@ -208,8 +214,8 @@ def planned_parameters(table: SiteTable, resolved: ResolvedPlan) -> int:
 
 
 def planned_of(demand: Demand) -> Coverage:
-    """What a plan counts inside the sites."""
-    coverage = Coverage()
+    """What a plan counts inside the sites, but for what stays whole for others' sake."""
+    coverage = Coverage(demand.table.held)
     for number, site in enumerate(demand.table.sites):
         for member in site.members.values():
             coverage.add(member, wanted_positions(demand, number, member))
@@ -217,8 +223,8 @@ def planned_of(demand: Demand) -> Coverage:
 
 
 def outside(table: SiteTable) -> int:
-    """Numbers of the model's parameters that no site's member lies over."""
-    coverage = Coverage()
+    """Numbers of the model's parameters that no site's member lies over, and of those that something else reads, too."""
+    coverage = Coverage(table.held)
     for site in table.sites:
         for member in site.members.values():
             coverage.add(member, member.positions)

@@ -22,7 +22,7 @@ from inarch.structure.naming import name_sites
 from inarch.structure.nodes import graphs_in
 from inarch.structure.regions import Region
 from inarch.structure.sites import AXIS_FACTORS, Rejection, Site, SiteTable
-from inarch.structure.views import FLOATS
+from inarch.structure.views import FLOATS, VIEWS
 
 _LIMIT = 12
 """More projections than this on one axis is the residual stream of a model without norms, not a hidden axis."""
@@ -128,7 +128,8 @@ def discover(model: ir.Model, coupling: Coupling | None = None) -> Discovery:
     names = name_sites(sites, [regions[i][0] for i in range(len(sites))])
     named = tuple(replace(site, name=name) for site, name in zip(sites, names, strict=True))
     numbers, size = _parameters(model)
-    table = SiteTable(named, tuple(_name_rejections(rejected)), numbers, size)
+    held = held_parameters(model.graph, named, [region for several in regions.values() for region in several])
+    table = SiteTable(named, tuple(_name_rejections(rejected)), numbers, size, held)
     return Discovery(table, {site.name: tuple(regions[i]) for i, site in enumerate(named)}, model, coupling)
 
 
@@ -234,6 +235,29 @@ def _merge_calls(found: list[tuple[Found, Site, Region]]) -> tuple[list[Site], d
             sites.append(site)
         regions[at].append(region)
     return sites, regions
+
+
+def held_parameters(graph: ir.Graph, sites: Iterable[Site], regions: Iterable[Region]) -> frozenset[str]:
+    """Names of the sites' parameters that something reads which is none of these regions."""
+    own = {(projection.node, 1) for region in regions for projection in region.projections.values()}
+    own |= {(rider.node, rider.position) for region in regions for rider in region.riders}
+    names = {member.param for site in sites for member in site.members.values()}
+    made = [value for node in graph if node.op_type == "Constant" for value in node.outputs]
+    found: set[str] = set()
+    for param in (value for value in (*graph.initializers.values(), *made) if value.name in names):
+        pending = [param]
+        while pending:
+            value = pending.pop()
+            if value.is_graph_output():
+                found.add(str(param.name))
+            for node, index in value.uses():
+                if (node, index) in own:
+                    continue
+                if index == 0 and node.op_type in VIEWS:
+                    pending.extend(node.outputs)
+                elif any(output.uses() or output.is_graph_output() for output in node.outputs):
+                    found.add(str(param.name))
+    return frozenset(found)
 
 
 def _disconnected(coupling: Coupling, taken: set[Projection]) -> Iterable[Rejection]:

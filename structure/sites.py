@@ -222,12 +222,14 @@ class SiteTable:
         rejected: what looks like a site and is not compilable, with the reason.
         parameters: all numbers in the model's floating-point parameters, a tied one counted once.
         bytes: the same in bytes.
+        held: parameters of sites that something which is no site reads, too: they stay whole, whatever a plan does.
     """
 
     sites: tuple[Site, ...]
     rejected: tuple[Rejection, ...]
     parameters: int
     bytes: int
+    held: frozenset[str] = frozenset()
 
     @cached_property
     def by_name(self) -> Mapping[str, Site]:

@@ -67,7 +67,7 @@ def view_of(value: ir.Value | None, shapes: Shapes) -> View | None:
         node = value.producer()
         if node is None or not node.inputs or node.inputs[0] is None or len(chain) > 16:
             return None
-        if node.op_type not in _STEPS and node.op_type not in ("SequenceAt", "SplitToSequence"):
+        if node.op_type not in VIEWS:
             return None
         index = value.index()
         chain.append((node, index if index is not None else 0))
@@ -271,3 +271,6 @@ _STEPS = {
     "Reshape": _step_reshape,
     "Cast": _step_cast,
 }
+
+VIEWS = frozenset((*_STEPS, "SequenceAt", "SplitToSequence"))
+"""Operators through which a parameter may be seen."""

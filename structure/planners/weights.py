@@ -74,7 +74,7 @@ def directions(site: Site, axis: str, read: Read) -> list[npt.NDArray[np.float32
 
 
 def tied_sites(table: SiteTable) -> frozenset[str]:
-    """Sites that hold a weight vector which another member, of theirs or of another site, holds too.
+    """Sites that hold a weight vector which another member, of theirs or of another site, or something that is no site holds too.
 
     Two members of one parameter are separate where they cover disjoint ranges of the same axis (packed q, k, v). Tied biases
     and riders don't count: they are small, and the compiler forks them where sites come to differ.
@@ -84,6 +84,8 @@ def tied_sites(table: SiteTable) -> frozenset[str]:
         for member in (m for m in site.members.values() if m.is_matrix):
             holders.setdefault(member.param, []).append((site.name, member))
     tied: set[str] = set()
+    for param in holders.keys() & table.held:
+        tied.update(name for name, _ in holders[param])
     for members in holders.values():
         for i, (one, a) in enumerate(members):
             for other, b in members[i + 1 :]:
