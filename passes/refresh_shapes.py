@@ -53,7 +53,8 @@ class RefreshShapes(ir.passes.InPlacePass):
         if inferred is not None:
             _merge(model.graph, inferred.graph, declared)
         for value, shape, _ in before:
-            value.shape = _filled(value.shape, shape, declared)
+            # A file has no place for a shape without a type.
+            value.shape = _filled(value.shape, shape, declared) if value.type is not None else None
         changed = any(value.shape != shape or value.type != kind for value, shape, kind in before)
         return ir.passes.PassResult(model, modified=changed)
 

@@ -98,6 +98,15 @@ class _Found:
     inverted: bool = False
     true_masks: bool | None = None
 
+    def add_table(self, value: ir.Value | None, axis: int) -> None:
+        """Note the length of a table that is indexed along an axis."""
+        table = ir.convenience.get_const_tensor(value) if value is not None else None
+        if table is not None and len(table.shape):
+            self.tables.append(int(table.shape.numpy()[axis]))
+
+
+_EMBEDDED = {0: 2, 1: 4, 8: 3}
+"""Inputs of com.microsoft's EmbedLayerNormalization that are ids, and the inputs that are their tables."""
 
 _VIEWS = frozenset({"Cast", "Unsqueeze", "Squeeze", "Reshape", "Expand", "Identity", "Slice", "Flatten", "Transpose", "Tile"})
 
@@ -273,9 +282,9 @@ def _reach(value: ir.Value) -> _Found:
         for node, index in current.uses():
             op = node.op_type
             if op == "Gather" and index == 1:
-                table = ir.convenience.get_const_tensor(node.inputs[0]) if node.inputs[0] is not None else None
-                if table is not None and len(table.shape):
-                    found.tables.append(int(table.shape.numpy()[node.attributes.get_int("axis", 0)]))
+                found.add_table(node.inputs[0], node.attributes.get_int("axis", 0))
+            elif op == "EmbedLayerNormalization" and index in _EMBEDDED and _EMBEDDED[index] < len(node.inputs):
+                found.add_table(node.inputs[_EMBEDDED[index]], 0)
             elif op == "Where" and index == 0:
                 masks = _where_masks(node)
                 if masks is not None:

@@ -24,7 +24,7 @@ def read_npz(path: str | Path) -> dict[str, npt.NDArray[Any]]:
             if not isinstance(loaded, np.lib.npyio.NpzFile):
                 raise ValueError("it is one array without a name")
             with loaded as archive:
-                found = {name: archive[name] for name in archive.files}
+                found: dict[str, Any] = {name: archive[name] for name in archive.files}
     except (KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(str(error)) from error
     stray = next((name for name, values in found.items() if not isinstance(values, np.ndarray)), None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -139,18 +140,17 @@ def _look(model: ir.Model, optimised: ir.Model, names: Sequence[str]) -> tuple[S
     for value in optimised.graph.initializers.values():
         if value.const_value is not None and value.const_value.nbytes in sizes:
             found.setdefault(array_digest(value.const_value.numpy()), []).append(value)
+    digests = {name: _digests(tensor.numpy()) for name, tensor in originals.items()}
+    alike = Counter(digests.values())
     result: list[SharedTensor] = []
     for name in names:
         if name not in originals:
             result.append(SharedTensor(name, 0, 0, {}, False, "the model has no such initializer"))
             continue
         tensor = originals[name]
-        array = tensor.numpy()
-        forms = [array, array.T] if array.ndim == 2 else [array]
-        if array.dtype == np.float16:
-            forms += [form.astype(np.float32) for form in forms]  # what the CPU makes of it before it runs
-        digests = {array_digest(form) for form in forms}
-        copies = [value for digest in sorted(digests) for value in found.get(digest, ())]
+        copies = [value for digest in sorted(digests[name]) for value in found.get(digest, ())]
+        if 1 < len(copies) <= alike[digests[name]]:  # the model itself has a weight and its transpose, or two of equal numbers
+            copies = [value for value in copies if value.name == name] or copies[:1]
         readers: dict[str, int] = {}
         for value in copies:
             for node, index in value.uses():
@@ -165,6 +165,14 @@ def _look(model: ir.Model, optimised: ir.Model, names: Sequence[str]) -> tuple[S
             reason = f"it is packed once for each kind of reader: {', '.join(sorted(readers))}"
         result.append(SharedTensor(name, tensor.nbytes, len(copies), readers, not reason, reason))
     return tuple(result)
+
+
+def _digests(array: Array) -> frozenset[str]:
+    """Hashes of a tensor in every form that ONNX Runtime may give it."""
+    forms = [array, array.T] if array.ndim == 2 else [array]
+    if array.dtype == np.float16:
+        forms += [form.astype(np.float32) for form in forms]  # what the CPU makes of it before it runs
+    return frozenset(array_digest(form) for form in forms)
 
 
 def _kind(node: ir.Node, index: int) -> str:

@@ -61,7 +61,9 @@ def test_what_is_counted_is_what_the_file_holds(roles: tuple[str, ...], reader: 
         assert result.lowered.stored == numbers(result.model)
         assert result.lowered.planned == planned_parameters(table, resolved)
         assert result.lowered.stored - result.lowered.planned == sum(item.parameters for item in result.lowered.legalised)
-        whole = sum(int(np.prod(discovery.model.graph.initializers[name].shape or (0,))) for name in params)
+        whole = sum(
+            tensor.size for name in params if (tensor := discovery.model.graph.initializers[name].const_value) is not None
+        )
         assert result.lowered.planned >= whole * stays
         applied = apply_by_values(discovery.model, table, resolved, discovery.uses)
         reference = carry_over(applied, discovery.model, zoo.model)

@@ -244,3 +244,18 @@ def test_traces_go_and_everything_else_stays() -> None:
     assert b"/home/someone" not in content
     assert b"anything" not in content
     assert not StripTraces()(model).modified
+
+
+def test_what_has_no_type_keeps_no_shape() -> None:
+    model = parse("""
+<ir_version: 9, opset_import: ["" : 17, "com.example" : 1]>
+g (float[N,8] x) => (float[N,8] y)
+{
+    h = com.example.Odd(x)
+    y = com.example.Even(h)
+}
+""")
+    value(model, "h").shape = ir.Shape([None, 8])
+    assert RefreshShapes()(model).modified
+    assert value(model, "h").shape is None
+    assert not RefreshShapes()(model).modified

@@ -108,3 +108,23 @@ def test_digests_follow_the_values_not_the_layout_in_memory(dtype: type) -> None
     assert array_digest(array) != array_digest(array.T)
     assert array_digest(array) != array_digest(array.reshape(4, 3))
     assert array_digest(np.array(1, dtype)) != array_digest(np.array(2, dtype))
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_weight_and_its_transpose_are_two_tensors(copies: int) -> None:
+    make = Builder(np.random.default_rng(0))
+    up = make.weight("shared.up", WIDTH, HIDDEN)
+    assert up.const_value is not None
+    down = make.param("shared.down", up.const_value.numpy().T.copy())
+    inputs, outputs = [], []
+    for number in range(copies + 1):
+        x = ir.Value(name=f"x{number}", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["n", WIDTH]))
+        first = make.param("copy.up", up.const_value.numpy().copy()) if number == 2 else up
+        out = make.op("MatMul", make.op("Relu", make.op("MatMul", x, first)), down, name=f"out{number}")
+        out.type, out.shape = x.type, x.shape
+        inputs.append(x)
+        outputs.append(out)
+    graph = ir.Graph(inputs, outputs, nodes=make.nodes, initializers=list(make.params.values()), opset_imports={"": 20}, name="g")
+    report = check_sharing(listed(ir.Model(graph, ir_version=10), "shared.up", "shared.down"))
+    assert [tensor.ok for tensor in report.tensors] == [copies == 1] * 2
+    assert {tensor.copies for tensor in report.tensors} == {1 if copies == 1 else 3}
