@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from inarch.structure.arguments import axes_of, einsum_terms, int_attr, permutation, slice_parts, split_sizes
 from inarch.structure.attention_rules import attention, group_query_attention, multi_head_attention, rotary
-from inarch.structure.constants import constant_ints
+from inarch.structure.constants import constant, constant_ints
 from inarch.structure.coupling import ENUMERATED, Contraction, Coupling, Rule, same_axes
 from inarch.structure.dims import ONE, Dim, dim
 
@@ -66,7 +66,7 @@ def unary(c: Coupling, node: ir.Node) -> None:
     first = node.inputs[0]
     if first is None:
         return
-    for out in node.outputs:
+    for out in (node.outputs[0], *(out for out in node.outputs[1:] if out.uses() or out.is_graph_output())):
         same_axes(c, first, out)
 
 
@@ -204,6 +204,9 @@ def gemm(c: Coupling, node: ir.Node) -> None:
     plain = not int_attr(node, "transA", 0) and all(attrs[name].as_float() == 1.0 for name in ("alpha", "beta") if name in attrs)
     if plain and c.project(node, bool(int_attr(node, "transB", 0))):
         return
+    weight = node.inputs[1]
+    if not plain and weight is not None and constant(weight) is not None:
+        c.opaque_weights.setdefault(node, "Gemm is followed with alpha and beta of 1 and an untransposed input alone")
     if not _opaque(c, node):
         c.freeze_node(node, "Gemm of a form that is not followed")
 

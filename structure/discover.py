@@ -124,6 +124,7 @@ def discover(model: ir.Model, coupling: Coupling | None = None) -> Discovery:
     found.sort(key=lambda item: max(order[item[2].projections[role].node] for role in item[2].sinks))
     rejected.extend(_disconnected(coupling, taken))
     rejected.extend(_unreadable(coupling))
+    rejected.extend(_called(model))
     sites, regions = _merge_calls(found)
     names = name_sites(sites, [regions[i][0] for i in range(len(sites))])
     named = tuple(replace(site, name=name) for site, name in zip(sites, names, strict=True))
@@ -295,6 +296,17 @@ def _unreadable(coupling: Coupling) -> Iterable[Rejection]:
             yield Rejection("", reason or f"{node.op_type} is not followed", (name,))
         elif graphs_in(node):
             yield Rejection("", f"control flow ({node.op_type}) is carried through untouched", (name,))
+
+
+def _called(model: ir.Model) -> Iterable[Rejection]:
+    """Functions of the model's own, whose inside is not followed."""
+    callers: dict[ir.OperatorIdentifier, list[str]] = defaultdict(list)
+    for node in model.graph:
+        if node.op_identifier() in model.functions:
+            callers[node.op_identifier()].append(str(node.name or node.outputs[0].name))
+    for (_, name, _), nodes in callers.items():
+        reason = f"what the model's function {name} computes is not followed; onnx.inliner puts it into the graph"
+        yield Rejection("", reason, tuple(nodes))
 
 
 def _name_rejections(rejected: list[Rejection]) -> Iterable[Rejection]:

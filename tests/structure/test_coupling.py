@@ -48,6 +48,7 @@ def reason(model: ir.Model) -> str:
 PASSES = {
     "unary": "h = Tanh (a.2)",
     "dropout": "h = Dropout (a.2)",
+    "dropout with a mask that nobody reads": "h, mask = Dropout (a.2)",
     "cast there and back": "b = Cast <to = 10> (a.2)  h = Cast <to = 1> (b)",
     "scale": ("h = Mul (a.2, scale)", "float[8] scale"),
     "scalar": ("h = Div (a.2, scale)", "float scale = {2.0}"),

@@ -160,6 +160,28 @@ def test_control_flow_is_reported() -> None:
     assert [r.reason for r in found.table.rejected] == ["control flow (If) is carried through untouched"]
 
 
+def test_a_gemm_with_factors_is_reported() -> None:
+    body = "h = Gemm <alpha = 0.5> (f, a.up.weight)  r = Relu (h)  d = MatMul (r, a.down.weight)  y = Reshape (d, s)"
+    weights = "float[4,8] a.up.weight, float[8,4] a.down.weight, int64[3] s = {1, -1, 4}, int64[2] t = {-1, 4}"
+    found = of(f"f = Reshape (x, t)  {body}", weights)
+    assert not found.table.sites
+    assert [r.reason for r in found.table.rejected if "alpha" in r.reason]
+
+
+def test_calls_of_functions_are_reported_once_for_each_function() -> None:
+    text = """
+        <ir_version: 9, opset_import: ["" : 18, "own" : 1]>
+        g (float[B,4] x) => (float[B,4] y) { a = own.Twice (x)  b = own.Twice (a)  y = own.Half (b) }
+        <domain: "own", opset_import: ["" : 18]>
+        Twice (x) => (y) { y = Add (x, x) }
+        <domain: "own", opset_import: ["" : 18]>
+        Half (x) => (y) { y = Abs (x) }
+    """
+    rejected = discover(ir.from_onnx_text(text)).table.rejected
+    assert [r.nodes for r in rejected] == [("a", "b"), ("y",)]
+    assert ["Twice" in r.reason for r in rejected] == [True, False]
+
+
 @pytest.mark.parametrize("form", ["two_tower", "gqa", "swin", "bi_attention", "tied_layers"])
 def test_the_table_does_not_depend_on_names(form: str) -> None:
     """Names of values and nodes are for people: with others the same sites are found, in the same order."""
