@@ -171,10 +171,10 @@ def _compare(
     provider: str,
     report: render.Report,
 ) -> Comparison:
-    from inarch.runtime.equivalence import precision_of
     from inarch.runtime.memory import measure_memory
     from inarch.runtime.multiplications import count_multiplications
     from inarch.runtime.placement import measure_placement
+    from inarch.runtime.precision import precision_of
     from inarch.runtime.providers import CPU
     from inarch.runtime.session import load
     from inarch.runtime.size import measure_size

@@ -70,7 +70,7 @@ def show_equivalence(report: EquivalenceReport) -> None:
     shown = render.table("output", *((column, "right") for column in columns), "", title="compiled against reference")
     for output in report.outputs:
         numbers = (render.number(v) for v in (output.max_abs, output.relative, output.noise, output.tolerance))
-        state = "ok" if output.ok else "DIFFERS"
+        state = "ok" if output.ok else f"DIFFERS on {output.case}"
         render.add_row(shown, output.output, *numbers, f"{state}: {output.reason}" if output.reason else state)
     render.show(shown)
 

@@ -10,8 +10,9 @@ import onnx_ir as ir
 import pytest
 
 from inarch.compiler.reference import apply_by_values
-from inarch.runtime.equivalence import EquivalenceReport, compare, depth, precision_of
+from inarch.runtime.equivalence import EquivalenceReport, compare
 from inarch.runtime.inputs import Case, make_cases
+from inarch.runtime.precision import depth, precision_of
 from inarch.runtime.session import Session
 from inarch.structure.errors import RuntimeFailure
 
