@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -26,7 +27,7 @@ def weights_part(images: int, batch: int) -> int:
     """
     edge = int(images * (1 - STRUCTURE_PART))
     if batch > min(edge, images - edge):
-        least = int(batch / STRUCTURE_PART + 0.999)
+        least = next(n for n in count(batch) if batch <= min(int(n * (1 - STRUCTURE_PART)), n - int(n * (1 - STRUCTURE_PART))))
         raise ValueError(
             f"{images} images leave {images - edge} to learn the structure on, a batch has {batch}; at least {least} are needed"
         )
@@ -44,6 +45,11 @@ class DataSettings(Settings):
     task: str
     images: Count = 16
     each: Count = 4
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that are read whole."""
+        return ()
 
 
 class CountedSettings(DataSettings):
@@ -134,6 +140,11 @@ class FilesSettings(DataSettings):
     images: Count = 4
     each: Count = 2
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Both files of annotations, and the tokenizer."""
+        return self.train, self.held_out, self.tokenizer
+
 
 class RefcocoSettings(FilesSettings):
     """Referring expressions, in the form of MDETR's ``finetune_refcoco_train.json``."""
@@ -150,6 +161,11 @@ class GqaSettings(FilesSettings):
 
     task: Literal["gqa"] = "gqa"
     answers: FilePath
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Those of all, and the vocabulary."""
+        return (*super().files, self.answers)
 
 
 class CocoSettings(FilesSettings):

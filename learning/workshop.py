@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -129,14 +130,27 @@ def workshop(config: LearnConfig) -> Workshop:
     return Workshop(config, fitted, world, outline(fitted).table)
 
 
-@lru_cache(maxsize=2)
 def world_of(data: Data, model: Config) -> World:
-    """What a model is trained on; stages of one process share it.
+    """What a model is trained on; stages of one process share it, as long as its files are the same.
 
     Raises:
         InarchError: such a model can learn nothing there.
     """
+    return _world(data, model, tuple(_stamp(file) for file in data.files))
+
+
+@lru_cache(maxsize=2)
+def _world(data: Data, model: Config, files: tuple[object, ...]) -> World:
     return open_world(data, model)
+
+
+def _stamp(file: str) -> object:
+    """What a file is another one by; None where it is not there."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def kinds_of(config: LearnConfig) -> tuple[Aim, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,11 @@ class Face:
         sizes = self.inputs[name][1] if name in self.inputs else None
         found = sizes[axis] if sizes is not None and -len(sizes) <= axis < len(sizes) else None
         return found if isinstance(found, int) else None
+
+    def multiples(self, name: str) -> tuple[int, ...]:
+        """What an input's sizes are multiples of where their names say so: 16 for ``16*height``; 1 for all others."""
+        sizes = (self.inputs[name][1] if name in self.inputs else None) or (1,)
+        return tuple(int(found[1]) if (found := re.match(r"(\d+)\*", str(size))) else 1 for size in sizes)
 
     @property
     def batch(self) -> int | None:

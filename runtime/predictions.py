@@ -104,9 +104,23 @@ def _checked(about: Any, arrays: Mapping[str, Any], source: str) -> Predictions:
     lengths = {name: values.shape[:1] for name, values in arrays.items() if "/" in name}
     if not parts["scores"] or len(set(lengths.values())) != 1 or () in lengths.values():
         raise DataError(f"the arrays have lengths that do not fit: {lengths}", where=source)
+    (count,) = next(iter(lengths.values()))
+    if not count:
+        raise DataError("holds no sample", where=source)
+    for name, values in parts["scores"].items():
+        if values.ndim != 1 or values.dtype.kind not in "fiu" or not ((values >= 0) & (values <= 1)).all():
+            raise DataError("is no number from 0 to 1 for each sample", where=f"{source}: scores/{name}")
+    margin = parts["predictions"].get("margin", np.zeros(count))
+    if margin.ndim != 1 or margin.dtype.kind not in "fiu" or np.isnan(margin).any():
+        raise DataError("is no number for each sample", where=f"{source}: predictions/margin")
+    texts = tuple(str(text) for text in np.atleast_1d(arrays.get("texts", np.zeros(0, np.str_))))
+    if len(texts) not in (0, count):
+        raise DataError(f"there are {len(texts)} for {count} samples", where=f"{source}: texts")
+    for name, value in about["overall"].items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise DataError("is no number", where=f"{source}: about.overall.{name}")
     if about["headline"] not in about["overall"]:
         raise DataError(f"there is no {about['headline']!r}", where=f"{source}: about.overall")
     evaluation = Evaluation(about["task"], about["headline"], parts["predictions"], parts["scores"], about["overall"])
-    texts = tuple(str(text) for text in arrays.get("texts", ()))
     made = {key: str(value) for key, value in about.items() if key not in (*wanted, "format")}
     return Predictions(evaluation, about["samples"], texts, made)

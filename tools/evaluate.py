@@ -296,7 +296,7 @@ def judge(
         )
     made = {"model": path.name, "provider": provider, "inarch": __version__}
     texts = subject.texts(len(next(iter(evaluation.scores.values()))))
-    return Predictions(evaluation, subject.samples, texts, made), subject, placement
+    return Predictions(evaluation, subject.samples_of(batch), texts, made), subject, placement
 
 
 def cut(found: Predictions, limit: int | None) -> Predictions:
@@ -316,10 +316,13 @@ def judged(found: Outcome, at_most_lost: float | None, agree: float | None) -> O
         return found
     failed: list[str] = []
     differing: list[int] | None = None
-    if at_most_lost is not None and 100 * comparison.headline.low < -at_most_lost:
+    if at_most_lost is not None and not 100 * comparison.headline.low >= -at_most_lost:
         lost = -100 * comparison.headline.low
         failed.append(f"up to {lost:.2f} points of {comparison.metric} may be lost, allowed are {at_most_lost:g}")
     if agree is not None:
+        if "margin" not in found.second.evaluation.predictions:
+            hint = "--at-most-lost holds for every task"
+            raise InarchError(f"{comparison.second.task} does not say how close its choices were", where="--agree", hint=hint)
         differing = comparison.disagreements(agree).tolist()
         if differing:
             failed.append(f"{len(differing)} samples differ outside a margin of {agree:g}")

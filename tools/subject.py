@@ -60,6 +60,8 @@ class Subject:
         widths: output -> length of its last axis.
         room: output -> the least length of its last axis.
         optional: what the task gives and a model may do without.
+        padded: whether images are padded to the largest of their batch: what a model without a mask sees, and a ViT, whose
+            positions are for the padded grid, depends on the batch then.
     """
 
     task: Task
@@ -70,6 +72,11 @@ class Subject:
     widths: Mapping[str, int] = field(default_factory=dict)
     room: Mapping[str, int] = field(default_factory=dict)
     optional: tuple[str, ...] = ("pixel_mask",)
+    padded: bool = False
+
+    def samples_of(self, batch: int) -> dict[str, Any]:
+        """Which samples these are, as a model sees them in batches of this size."""
+        return {**self.samples, "batch": batch} if self.padded else dict(self.samples)
 
     def texts(self, count: int) -> list[str]:
         """What the first samples are about."""

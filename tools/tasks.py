@@ -147,20 +147,27 @@ def _are(names: Sequence[str]) -> str:
 
 def _of_run(folder: Path, wanted: Wanted, face: Face, probe: Model) -> Subject:
     """A run's own data, read from its configuration alone."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from inarch.learning.data_config import Data, DataSettings
+
     check_options(wanted, "run")
     path = folder / "config.json"
     try:
         document = json.loads(path.read_bytes())
-        data = dict(document["data"])
-        world = str(data.get("task", "scenes"))
+        settings: DataSettings = TypeAdapter(Data).validate_python(dict(document["data"]))
     except OSError as error:
         hint = "inarch learn --out makes one"
         raise InarchError(f"there is no run here: {error.strerror}", where=str(path), hint=hint) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        # The task that tells pydantic which settings these are is no key of the file.
+        place = ".".join(str(part) for part in ("data", *first["loc"][1:]))
+        raise InarchError(first["msg"], where=f"{path}: {place}") from error
     except (ValueError, KeyError, TypeError) as error:
         hint = "give the folder of inarch learn, not one of inarch tune in it"
         raise InarchError("is not the configuration of a run", where=str(path), hint=hint) from error
-    if world not in WORLDS and world not in FILES:
-        raise InarchError(f"the run's task {world!r} is none that is known here", where=str(path))
+    data, world = settings.model_dump(), settings.task
     kinds = WORLDS.get(world) or (OF_FILES[world],)
     kind = (wanted.task or kinds[0]).removeprefix(f"{world}/")
     if kind not in kinds:
@@ -179,7 +186,7 @@ def _of_files(data: Mapping[str, Any], split: str | None, face: Face) -> Subject
     )
     sizes = {name: data.get(name) for name in ("short", "longest")}
     files = Wanted(data["task"], annotations=held_out, images=folder, tokenizer=tokenizer, answers=answers, **sizes)
-    # What an image is padded to depends on its batch, and a GLIP sees that.
+    # What an image is padded to depends on its batch.
     return replace(open_files(files, face), batch=int(data["images"]))
 
 
@@ -212,6 +219,10 @@ def _drawn(world: str, kind: Aim, split: str, settings: Mapping[str, Any], face:
     if kind not in kinds:
         raise InarchError(f"there is no {kind} with {family.upper()}", where="--task", hint=f"there are {', '.join(kinds)}")
     side = settings.get("side") or face.size("pixel_values", -1) or _SIDES[world, family]
+    step = max(1, *face.multiples("pixel_values"))
+    if side % step:
+        hint = f"a multiple of {step}: pixels beyond one are not looked at"
+        raise InarchError(f"images of {side} pixels are none that {face.name} takes", where="--side", hint=hint)
     known = {name: settings[name] for name in _DRAWN} | {"side": side}
     _known(known["level"], source.difficulties, "level", "--level")
     _known(split, source.parts, "split", "--split")

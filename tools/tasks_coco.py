@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +39,7 @@ def open_files(wanted: Wanted, face: Face) -> Subject:
     outputs: tuple[str, ...] = ("logits", "boxes", "centerness") if is_glip else ("logits", "boxes")
     if isinstance(task, Gqa):
         outputs = ("answer_type", *(f"answer_{kind}" for kind in GQA_TYPES))
-    return Subject(task, outputs, samples, lambda row: text_of(task, row), batch=2)
+    return Subject(task, outputs, samples, lambda row: text_of(task, row), batch=2, padded=True)
 
 
 def _needed(path: Path | None, name: str, wanted: Wanted) -> Path:
@@ -59,11 +58,9 @@ def _read(path: Path) -> bytes:
 def _preparation(wanted: Wanted, face: Face, is_glip: bool) -> Preparation:
     """As the model's paper evaluates, in sizes that it takes: an axis called ``16*height`` takes multiples of 16."""
     base = GLIP if is_glip else MDETR
-    sizes = face.inputs["pixel_values"][1] if "pixel_values" in face.inputs else None
-    steps = [int(found[1]) for size in sizes or () if (found := re.match(r"(\d+)\*", str(size)))]
     return replace(
         base,
         short=wanted.short or base.short,
         longest=wanted.longest or base.longest,
-        multiple=max([base.multiple, *steps]),
+        multiple=max(base.multiple, *face.multiples("pixel_values")),
     )

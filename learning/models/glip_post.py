@@ -114,6 +114,7 @@ def detect(
     size: tuple[int, int],
     levels: int = len(STRIDES),
     limits: Limits = DEFAULT_LIMITS,
+    real: tuple[int, int] | None = None,
 ) -> Detections:
     """Detections of one image.
 
@@ -127,6 +128,7 @@ def detect(
         size: height and width in pixels, multiples of 32, as the model was given.
         levels: of the model's pyramid.
         limits: what stays.
+        real: height and width of the image where the rest is padding: no box reaches beyond.
     """
     classes = np.stack([_sigmoid(logits[:, list(tokens)]).mean(1) for tokens in phrases], 1)
     weighed = classes * _sigmoid(centerness)[:, None]
@@ -139,7 +141,7 @@ def detect(
         score = weighed[part][cell, label]
         best = np.argsort(-score, kind="stable")[: limits.per_level]
         decoded = decode(boxes[part][cell[best]], anchor[cell[best]])
-        edge = np.asarray((size[1], size[0], size[1], size[0])) - 1
+        edge = np.asarray((real or size)[::-1] * 2) - 1
         found.append((np.clip(decoded, 0, edge), np.sqrt(score[best]), label[best]))
     corners, scores, labels = (np.concatenate([item[i] for item in found]) for i in range(3))
     kept = [where[suppress(corners[where], scores[where], limits.overlap)] for where in _by_label(labels, len(phrases))]

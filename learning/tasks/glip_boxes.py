@@ -50,6 +50,7 @@ def ground(
     levels: int,
     top: int = 1,
     overlap: float = DEFAULT_LIMITS.overlap,
+    real: Sequence[tuple[int, int]] | None = None,
 ) -> tuple[Floats, Floats]:
     """The boxes that answer best to some tokens of each sample's text.
 
@@ -63,6 +64,7 @@ def ground(
         levels: of the model's pyramid.
         top: K, boxes of each sample.
         overlap: a box that overlaps a better one by more than this (intersection over union) goes.
+        real: height and width of each sample's image where the rest is padding: no box reaches beyond.
 
     Returns:
         Boxes [B, K, 4] (centre, width, height; relative to the image) and their scores [B, K], best first. Where suppression
@@ -72,9 +74,9 @@ def ground(
     samples, cells = regression.shape[:2]
     score = _score(outputs["logits"], outputs["centerness"], tokens_mask)
     places = np.concatenate(anchors(*image_size, levels))
-    height, width = image_size
-    corners = decode(regression.reshape(-1, 4), np.tile(places, (samples, 1)))
-    pixels = np.clip(corners, 0, np.asarray((width, height, width, height)) - 1).reshape(samples, cells, 4)
+    edges = np.asarray([size[::-1] * 2 for size in real or [image_size] * samples]) - 1
+    corners = decode(regression.reshape(-1, 4), np.tile(places, (samples, 1))).reshape(samples, cells, 4)
+    pixels = np.clip(corners, 0, edges[:, None])
     boxes, scores = np.zeros((samples, top, 4)), np.zeros((samples, top))
     rows, left = np.arange(samples), score.copy()
     for rank in range(min(top, cells)):

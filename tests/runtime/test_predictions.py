@@ -50,6 +50,7 @@ def changed(path: Path, **changes: Any) -> None:
     save_predictions(FOUND, path)
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
+    arrays |= {key: changes.pop(key) for key in ("texts",) if key in changes}
     about = json.loads(str(arrays["about"])) | {key: value for key, value in changes.items() if "_" not in key}
     arrays["about"] = np.asarray(json.dumps(about))
     for key, value in changes.items():
@@ -71,6 +72,15 @@ def changed(path: Path, **changes: Any) -> None:
         ({"scores_precision@1": np.ones(4)}, "lengths that do not fit"),
         ({"predictions_margin": np.float64(1)}, "lengths that do not fit"),
         ({"scores_precision@1": None, "scores_precision@5": None}, "lengths that do not fit"),
+        ({"scores_precision@1": np.asarray(["a", "b", "c"])}, "scores/precision@1: is no number from 0 to 1"),
+        ({"scores_precision@1": np.ones(3, np.bool_)}, "is no number from 0 to 1"),
+        ({"scores_precision@1": np.ones((3, 2))}, "is no number from 0 to 1"),
+        ({"scores_precision@1": np.asarray([1, np.nan, 0])}, "is no number from 0 to 1"),
+        ({"scores_precision@1": np.full(3, 5.0)}, "is no number from 0 to 1"),
+        ({"predictions_margin": np.ones((3, 2))}, "predictions/margin: is no number for each sample"),
+        ({"predictions_margin": np.asarray(["a", "b", "c"])}, "predictions/margin: is no number"),
+        ({"overall": {"precision@1": "much"}}, r"about\.overall\.precision@1: is no number"),
+        ({"texts": np.asarray(["only one"])}, "texts: there are 1 for 3 samples"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -13,8 +13,9 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("PIL")
 
 from inarch.runtime import placement
-from inarch.runtime.accuracy import paired
-from inarch.runtime.predictions import load_predictions
+from inarch.runtime.accuracy import Evaluation, compare, paired
+from inarch.runtime.predictions import Predictions, load_predictions
+from inarch.structure.errors import InarchError
 from inarch.tools import evaluate, report_examples, tasks
 
 from tests.tools import deployed
@@ -260,3 +261,12 @@ def test_help_explains_every_option(inarch: Run) -> None:
     for name in ("--against", "--from", "--run", "--predictions", "--at-most-lost", "--agree", "--provider"):
         assert name in done.out
     assert evaluate.run.__doc__ is not None
+
+
+def test_agreement_is_refused_where_no_choice_has_a_margin() -> None:
+    scores = {"mAP": np.asarray([0.5, 0.25, 1.0])}
+    found = Predictions(Evaluation("detection/val", "mAP", {"boxes": np.zeros((3, 1, 4))}, scores, {"mAP": 0.5}), {}, (), {})
+    outcome = evaluate.Outcome(found, found, compare(found.evaluation, found.evaluation))
+    assert not evaluate.judged(outcome, 0.0, None).failed
+    with pytest.raises(InarchError, match="--agree: detection/val does not say how close its choices were"):
+        evaluate.judged(outcome, None, 0.1)

@@ -54,7 +54,8 @@ def judge(subject: Subject, model: ir.Model) -> Any:
 def run_folder(folder: Path, world: str = "scenes", **data: Any) -> Path:
     """What of a run is read: its configuration."""
     folder.mkdir(exist_ok=True)
-    document = {"model": "small", "data": {"task": world, **DATA, **data}}
+    drawn = DATA if world != "easy-vqa" else {}
+    document = {"model": "small", "data": {"task": world, **drawn, **data}}
     (folder / "config.json").write_text(json.dumps(document))
     return folder
 
@@ -158,6 +159,11 @@ def test_the_model_says_how_large_images_are(side: int, few: None) -> None:
     assert subject.samples["side"] == side
     free = opened(Wanted("scenes/referring", side=80), deployed.anywhere())
     assert free.task.feeds(np.arange(1))["pixel_values"].shape == (1, 3, 80, 80)
+    patches = deployed.anywhere()
+    pixels = next(value for value in patches.graph.inputs if value.name == "pixel_values")
+    pixels.shape = ir.Shape(["B", 3, "8*height", "8*width"])
+    with pytest.raises(InarchError, match=r"--side: images of 20 pixels are none .*a multiple of 8"):
+        opened(Wanted("scenes/referring", side=20), patches)
     assert opened(Wanted("scenes/referring"), deployed.anywhere()).samples["side"] == 48
 
 
@@ -214,7 +220,12 @@ def test_questions_and_answers_have_to_be_the_models(few: None) -> None:
         (None, "there is no run here"),
         ("{", "is not the configuration of a run"),
         ('{"kind": "referring"}', "is not the configuration of a run .*not one of inarch tune"),
-        ('{"data": {"task": "nosuch"}}', "the run's task 'nosuch' is none that is known here"),
+        ('{"data": {"task": "nosuch"}}', r"config\.json: data.*: there is no such task; there are scenes"),
+        ('{"data": {"held_out": "many"}}', r"config\.json: data\.held_out: Input should be a valid integer"),
+        ('{"data": {"held_out": 0}}', r"data\.held_out: Input should be greater than or equal to 1"),
+        ('{"data": {"seed": 1.5}}', r"data\.seed: Input should be a valid integer"),
+        ('{"data": {"level": ["easy"]}}', r"data\.level: Input should be a valid string"),
+        ('{"data": {"task": "gqa", "short": "x"}}', r"data\.train: Field required"),
     ],
 )
 def test_folders_that_are_no_runs(content: str | None, message: str, tmp_path: Path) -> None:
@@ -302,6 +313,7 @@ def test_a_run_on_files_is_judged_in_its_own_batches(files: Path, tmp_path: Path
     """What an image is padded to depends on its batch."""
     data = {
         "task": "refcoco",
+        "train": str(files / "refs.json"),
         "held_out": str(files / "refs.json"),
         "folder": str(files),
         "short": 20,
@@ -316,6 +328,8 @@ def test_a_run_on_files_is_judged_in_its_own_batches(files: Path, tmp_path: Path
         opened(of_files(files, "refcoco", "refs.json"), deployed.anywhere()),
     )
     assert (mine.batch, mine.samples) == (7, theirs.samples)
+    # In batches of another size a model sees other padding.
+    assert mine.samples_of(7) != theirs.samples_of(theirs.batch)
     same(mine.task, theirs.task, deployed.anywhere())
     assert opened(Wanted(run=run, task="referring", split="test"), deployed.anywhere()).task.name == "referring/refs"
     with pytest.raises(InarchError, match=r"no vqa on refcoco .*there is referring"):

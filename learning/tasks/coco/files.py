@@ -27,6 +27,8 @@ T = TypeVar("T")
 Text = Annotated[str, Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1)]
 Length = Annotated[float, Field(ge=0)]
+Class = Annotated[int, Field(lt=2**63)]
+CategoryId = Annotated[int, Field(ge=0, lt=2**63)]
 # JSON has no tuples: a strict tuple would refuse its arrays. What lies inside stays strict.
 Box = Annotated[tuple[float, float, Length, Length], Strict(False)]
 Span = Annotated[tuple[int, int], Strict(False)]
@@ -86,7 +88,7 @@ class BoxRow(Row):
 
     id: int
     image_id: int
-    category_id: int
+    category_id: CategoryId
     bbox: Box
     area: Length
     iscrowd: Annotated[int, Field(ge=0, le=1)]
@@ -101,7 +103,7 @@ class Target(BoxRow):
 class Category(Row):
     """A class of objects."""
 
-    id: int
+    id: CategoryId
     name: Text
 
 
@@ -112,6 +114,14 @@ class _Referring(Row):
 
 class _Gqa(Row):
     images: list[Question]
+
+
+class _Answers(Row):
+    answer_obj: dict[str, Class]
+    answer_attr: dict[str, Class]
+    answer_rel: dict[str, Class]
+    answer_global: dict[str, Class]
+    answer_cat: dict[str, Class]
 
 
 class _Coco(Row):
@@ -194,7 +204,7 @@ def read_answers(path: PathLike) -> dict[str, int]:
     Raises:
         DataError: the file cannot be read or is malformed, or two answers are one class.
     """
-    answers = _read(path, TypeAdapter(dict[str, int], config=Row.model_config))
+    answers = _read(path, TypeAdapter(dict[str, Class], config=Row.model_config))
     _check_classes(answers, os.fspath(path), ())
     return answers
 
@@ -206,12 +216,11 @@ def read_answers_by_type(path: PathLike) -> dict[GqaType, dict[str, int]]:
         DataError: the file cannot be read or is malformed, a type is missing, or two answers of one type are one class.
     """
     source = os.fspath(path)
-    document = _read(path, TypeAdapter(dict[str, dict[str, int]], config=Row.model_config))
+    hint = f"wanted are {', '.join(f'answer_{name}' for name in GQA_TYPES)}"
+    document = _read(path, TypeAdapter(_Answers), {f"answer_{kind}": hint for kind in GQA_TYPES})
     found: dict[GqaType, dict[str, int]] = {}
     for kind in GQA_TYPES:
-        if f"answer_{kind}" not in document:
-            _refuse(source, (f"answer_{kind}",), "is missing", f"wanted are {', '.join(f'answer_{name}' for name in GQA_TYPES)}")
-        found[kind] = document[f"answer_{kind}"]
+        found[kind] = getattr(document, f"answer_{kind}")
         _check_classes(found[kind], source, (f"answer_{kind}",))
     return found
 

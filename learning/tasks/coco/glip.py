@@ -14,7 +14,7 @@ import numpy.typing as npt
 from inarch.learning.models.glip_post import detect
 from inarch.learning.tasks.boxes import to_corners
 from inarch.learning.tasks.coco.files import CocoFile, ReferringFile
-from inarch.learning.tasks.coco.tasks import RANKS, Decode, Detected, Detection, Frame, Referring, Source
+from inarch.learning.tasks.coco.tasks import RANKS, Decode, Detected, Detection, Frame, Referring, Source, ahead
 from inarch.learning.tasks.glip_boxes import ground, levels_of
 from inarch.runtime.accuracy import Arrays
 from inarch.structure.errors import DataError
@@ -50,10 +50,10 @@ class GlipReferring(Referring):
         padded = frames[0].padded
         logits = outputs["logits"][..., : said.shape[1]]
         levels = levels_of(outputs["centerness"].shape[1], *padded)
-        boxes, scores = ground({**outputs, "logits": logits}, said, padded, levels, max(RANKS))
+        boxes, scores = ground({**outputs, "logits": logits}, said, padded, levels, max(RANKS), real=[f.resized for f in frames])
         corners = to_corners(boxes) * np.asarray([padded[1], padded[0]] * 2)
         scale = np.asarray([[f.original[1] / f.resized[1], f.original[0] / f.resized[0]] * 2 for f in frames])
-        return {"boxes": corners * scale[:, None], "scores": scores}
+        return {"boxes": corners * scale[:, None], "scores": scores, "margin": ahead(scores)}
 
 
 def spoken(mask: Indices) -> npt.NDArray[np.bool_]:
@@ -88,12 +88,11 @@ def _decoder(phrases: Sequence[Sequence[int]], labels: Sequence[int]) -> Decode:
         for row, frame in enumerate(frames):
             levels = levels_of(outputs["centerness"].shape[1], *frame.padded)
             logits, boxes, centerness = (outputs[name][row] for name in ("logits", "boxes", "centerness"))
-            found = detect(logits, boxes, centerness, phrases, frame.padded, levels)
+            found = detect(logits, boxes, centerness, phrases, frame.padded, levels, real=frame.resized)
             # The pixel that the last corner lies in counts.
             corners = found.boxes + np.asarray((0.0, 0.0, 1.0, 1.0))
-            limit = np.asarray((frame.resized[1], frame.resized[0]) * 2)
             scale = np.asarray((frame.original[1] / frame.resized[1], frame.original[0] / frame.resized[0]) * 2)
-            made.append(Detected(np.minimum(corners, limit) * scale, found.scores, categories[found.labels]))
+            made.append(Detected(corners * scale, found.scores, categories[found.labels]))
         return made
 
     return decode

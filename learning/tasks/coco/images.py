@@ -60,11 +60,11 @@ class Preparation:
         small, large = min(original), max(original)
         short = self.short
         if large * short > self.longest * small:
-            # A line of pixels would vanish.
-            short = max(1, round(self.longest * small / large))
+            short = round(self.longest * small / large)
         if small == short:
             return original
-        long = short * large // small
+        # Where a line of pixels would vanish, it stays, and the form does not.
+        long, short = (short * large // small, short) if short else (self.longest, 1)
         return (short, long) if original[0] <= original[1] else (long, short)
 
     def padded(self, sizes: Sequence[Size]) -> Size:
@@ -102,6 +102,9 @@ def open_rgb(path: Path) -> Pixels:
         DataError: it cannot be read, or is no image.
     """
     with _opened(path) as image:
+        if image.mode.startswith("I;16"):  # pillow would cut off what is above 255
+            grey = np.rint(np.asarray(image).astype(np.float64) / 257).astype(np.uint8)
+            return np.repeat(grey[..., None], 3, axis=2)
         return np.asarray(image.convert("RGB"))
 
 
@@ -111,8 +114,10 @@ def _opened(path: Path) -> Iterator[Any]:
     pil = pillow()
     try:
         with pil.open(path) as image:
+            if image.mode in ("I", "F"):
+                raise DataError(f"has pixels of 32 bits (mode {image.mode}): which are white is not known", where=str(path))
             yield image
-    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, RuntimeError, pil.DecompressionBombError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise DataError(f"cannot be read as an image: {reason}", where=str(path)) from error
 
@@ -160,7 +165,7 @@ def _check_size(size: Size, row: ImageRow, path: Path) -> None:
         raise DataError(
             f"has {size[1]} x {size[0]} pixels, its annotations are for {row.width} x {row.height}",
             where=str(path),
-            hint="is it the folder of the images that were annotated?",
+            hint="is it the folder of the images that were annotated? A rotation that a file only notes (EXIF) is not made",
         )
 
 

@@ -130,6 +130,11 @@ def output(outputs: Arrays, name: str, shape: tuple[int | None, ...], task: str)
     return outputs[name]
 
 
+def ahead(scores: Floats) -> Floats:
+    """How far the best is ahead of the second, [n], of scores [n, K], best first; of one alone, what it scores."""
+    return scores[:, 0] - (scores[:, 1] if scores.shape[1] > 1 else 0)
+
+
 class Referring:
     """The box of a referring expression: whether one of the first k boxes has an IoU of at least 0.5 with the target.
 
@@ -160,6 +165,8 @@ class Referring:
     def predict(self, rows: Indices, outputs: Arrays) -> dict[str, npt.NDArray[Any]]:
         """``boxes`` [n, K, 4] (corners in pixels of the original image) and ``scores`` [n, K], best first; K is 10, or Q.
 
+        ``margin`` [n] is how far the first is ahead of the second.
+
         Args:
             rows: [n].
             outputs: ``logits`` [n, Q, S + 1] and ``boxes`` [n, Q, 4].
@@ -173,7 +180,8 @@ class Referring:
         scores = 1 - grown[..., -1] / grown.sum(-1)
         best = np.argsort(-scores, axis=1, kind="stable")[:, : max(RANKS)]
         corners = to_corners(np.take_along_axis(boxes, best[..., None], 1)) * self._scale[rows][:, None]
-        return {"boxes": corners, "scores": np.take_along_axis(scores, best, 1)}
+        ranked = np.take_along_axis(scores, best, 1)
+        return {"boxes": corners, "scores": ranked, "margin": ahead(ranked)}
 
     def score(self, rows: Indices, predictions: Arrays) -> Scores:
         """``precision@k`` and ``giou_precision@k`` for k = 1, 5, 10: 1 or 0, [n]."""
@@ -245,6 +253,8 @@ class Gqa:
     def predict(self, rows: Indices, outputs: Arrays) -> dict[str, npt.NDArray[Any]]:
         """``type`` [n], index into ``GQA_TYPES``, and ``answer`` [n], class of that type's head.
 
+        ``margin`` [n] is how far both are ahead of the second, the smaller of the two.
+
         Args:
             rows: [n].
             outputs: ``answer_type`` [n, 5], and ``answer_obj`` and so on, each [n, classes].
@@ -252,14 +262,17 @@ class Gqa:
         Raises:
             RuntimeFailure: an output is missing, or has fewer classes than its vocabulary.
         """
-        types = output(outputs, "answer_type", (len(rows), len(GQA_TYPES)), self.name).argmax(1)
+        typed = output(outputs, "answer_type", (len(rows), len(GQA_TYPES)), self.name)
+        types = typed.argmax(1)
         heads = [output(outputs, f"answer_{kind}", (len(rows), None), self.name) for kind in GQA_TYPES]
         for kind, head, size in zip(GQA_TYPES, heads, self.sizes, strict=True):
             if head.shape[1] < size:
                 message = f"output 'answer_{kind}' has {head.shape[1]} classes, its vocabulary {size}"
                 raise RuntimeFailure(message, where=self.name, hint="were model and vocabulary made together?")
         answers = np.stack([head.argmax(1) for head in heads], 1)
-        return {"type": types, "answer": answers[np.arange(len(rows)), types]}
+        margins = np.stack([_margin(head) for head in heads], 1)
+        taken = np.arange(len(rows)), types
+        return {"type": types, "answer": answers[taken], "margin": np.minimum(_margin(typed), margins[taken])}
 
     def score(self, rows: Indices, predictions: Arrays) -> Scores:
         """``accuracy``, ``type_accuracy`` and ``text_accuracy``: 1 or 0, [n]."""
@@ -281,6 +294,14 @@ class Gqa:
     def overall(self, predictions: Arrays) -> dict[str, float]:
         """Nothing: every metric is a mean."""
         return {}
+
+
+def _margin(logits: npt.NDArray[Any]) -> Floats:
+    """How far the largest is ahead of the second, [n], of [n, classes]; of one class alone, without end."""
+    if logits.shape[1] < 2:
+        return np.full(len(logits), np.inf)
+    two = np.partition(logits.astype(np.float64), -2, axis=1)[:, -2:]
+    return two[:, 1] - two[:, 0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -91,14 +91,14 @@ class FilesWorld:
 
     @property
     def digests(self) -> Mapping[str, str]:
-        """SHA-256 of the annotations to train on, the tokenizer and the vocabulary; images are known by name alone.
+        """SHA-256 of the annotations, the tokenizer and the vocabulary; images are known by name alone.
 
         Raises:
             DataError: one cannot be read.
         """
         settings = self.settings
         answers = [settings.answers] if isinstance(settings, GqaSettings) else []
-        return {file: _digest(file) for file in (settings.train, self.tokenizer.name_or_path, *answers)}
+        return {file: _digest(file) for file in (settings.train, settings.held_out, self.tokenizer.name_or_path, *answers)}
 
     def fitted(self, config: Config) -> Config:
         """A model's configuration for these words, and the released heads for questions.

@@ -139,7 +139,7 @@ def test_malformed_gqa(tmp_path: Path, change: tuple[Any, ...], place: str, said
 
 def test_answers(tmp_path: Path) -> None:
     assert read_answers(write(tmp_path, {"yes": 1, "no": 0})) == {"yes": 1, "no": 0}
-    found = read_answers_by_type(write(tmp_path, BY_TYPE | {"answer_more": {}}))
+    found = read_answers_by_type(write(tmp_path, BY_TYPE | {"answer_more": {}, "version": 1}))
     assert list(found) == list(GQA_TYPES)
     assert found["cat"] == {"ball": 1, "box": 0, "unknown": 2}
 
@@ -151,6 +151,7 @@ def test_answers(tmp_path: Path) -> None:
         ({"yes": "0"}, "yes", "valid integer"),
         ({"yes": 0, "no": 0}, "no", "'yes' is class 0 already"),
         ({"yes": -1}, "yes", "-1 is no class"),
+        ({"yes": 2**70}, "yes", "less than 9223372036854775808"),
         ({"yes": 0, "no": {"maybe": 1}}, "no", "valid integer"),
     ],
 )
@@ -194,6 +195,8 @@ def test_coco(tmp_path: Path) -> None:
         (("categories", ...), "categories", "is missing"),
         (("categories", 0, "name", ...), "categories[0].name", "is missing"),
         (("categories", 1, "id", 18), "categories[1].id", "18 stands here twice"),
+        (("categories", 1, "id", -5), "categories[1].id", "greater than or equal to 0"),
+        (("categories", 1, "id", 2**70), "categories[1].id", "less than 9223372036854775808"),
         (("annotations", 2, "category_id", 19), "annotations[2].category_id", "no category has the id 19"),
         (("annotations", 2, "image_id", 19), "annotations[2].image_id", "no image has the id 19"),
         (("annotations", 2, "iscrowd", ...), "annotations[2].iscrowd", "is missing"),

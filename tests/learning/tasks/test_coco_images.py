@@ -16,8 +16,10 @@ from inarch.learning.tasks.coco.images import (
     STD,
     Preparation,
     Size,
+    check_image,
     encode_texts,
     normalise,
+    open_rgb,
     padded,
     positive_map,
     prepared,
@@ -42,7 +44,8 @@ ROWS = [ImageRow(**row) for row in IMAGES]
         ((1000, 300), (1333, 400)),
         ((427, 640), (800, 1199)),
         ((100, 2000), (67, 1340)),  # the short side is rounded first, so the long one may end a little above
-        ((1, 5000), (1, 5000)),
+        ((1, 5000), (1, 1333)),  # a line of pixels stays, and is no longer than anything else
+        ((10000, 3), (1333, 1)),
     ],
 )
 def test_sizes(original: Size, wanted: Size) -> None:
@@ -158,3 +161,19 @@ def test_no_token_for_a_span(words: Any, span: tuple[int, int]) -> None:
 def test_tokens_behind_the_last_column(words: Any) -> None:
     with pytest.raises(DataError, match="lies behind the 3 columns"):
         positive_map(words, "the red ball", [[(8, 12)]], columns=3)
+
+
+def test_pixels_of_sixteen_bits(tmp_path: Path) -> None:
+    pil = pytest.importorskip("PIL.Image")
+    ramp = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
+    for name in ("a.png", "a.tif"):
+        pil.fromarray(ramp).save(tmp_path / name)
+        read = open_rgb(tmp_path / name)
+        assert read.shape == (40, 60, 3)
+        np.testing.assert_allclose(read, np.repeat(ramp[..., None] / 257, 3, axis=2), atol=0.5)
+    row = ImageRow(id=1, file_name="f.tif", height=40, width=60)
+    for mode in (np.float32, np.int32):
+        pil.fromarray((ramp / 65535).astype(mode)).save(tmp_path / "f.tif")
+        for look in (check_image, read_image):
+            with pytest.raises(DataError, match=r"f\.tif: has pixels of 32 bits"):
+                look(tmp_path, row)

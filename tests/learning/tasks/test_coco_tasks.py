@@ -70,6 +70,9 @@ def test_referring_scores(tmp_path: Path, source: Source) -> None:
     assert predictions["boxes"].shape == (2, 3, 4)
     np.testing.assert_allclose(predictions["boxes"][1, 2], [5, 10.5, 15, 30.5], atol=1e-4)
     np.testing.assert_allclose(predictions["scores"], [[0.9, 0.3, 0.2], [0.7, 0.6, 0.5]], atol=1e-6)
+    np.testing.assert_allclose(predictions["margin"], [0.6, 0.1], atol=1e-6)
+    alone = task.predict(ALL, queries([[wrong], [exact]], [[0.2], [0.5]]))
+    np.testing.assert_allclose(alone["margin"], [0.2, 0.5], atol=1e-6)
     scores = {name: values.tolist() for name, values in task.score(ALL, predictions).items()}
     assert scores == {
         "precision@1": [1, 0],
@@ -170,7 +173,11 @@ def test_gqa_wants_type_and_answer(tmp_path: Path, source: Source) -> None:
 def test_gqa_answers_from_the_head_of_the_chosen_type(tmp_path: Path, source: Source) -> None:
     outputs = says([4], [0])
     outputs["answer_cat"] = np.asarray([[0.1, 0.2, 0.9]])
-    assert gqa(tmp_path, source).predict(ALL[:1], outputs)["answer"].tolist() == [2]
+    predictions = gqa(tmp_path, source).predict(ALL[:1], outputs)
+    assert predictions["answer"].tolist() == [2]
+    np.testing.assert_allclose(predictions["margin"], [0.7])
+    outputs["answer_type"] = np.asarray([[0.0, 0.0, 0.0, 0.1, 0.2]])
+    np.testing.assert_allclose(gqa(tmp_path, source).predict(ALL[:1], outputs)["margin"], [0.1])
 
 
 def test_gqa_is_a_task(tmp_path: Path, source: Source) -> None:

@@ -15,7 +15,9 @@ import torch
 pytest.importorskip("PIL")
 pytest.importorskip("tokenizers")
 
+from inarch.learning import workshop
 from inarch.learning.config import LearnConfig, validated
+from inarch.learning.data_config import weights_part
 from inarch.learning.models.glip_post import anchors
 from inarch.learning.models.mdetr import GQA_HEADS
 from inarch.learning.models.mdetr_config import MdetrConfig
@@ -308,7 +310,13 @@ REFUSED: list[tuple[str, Config, Mapping[str, Any], Change | None, str]] = [
     ("coco", GLIP, {}, _first("images", file_name="../train0.png"), r"'\.\./train0\.png' lies outside of the folder"),
     ("refcoco", MDETR, {}, _blank, r"changed\.json: images\[0\]\.caption: is blank"),
     ("refcoco", GLIP, {}, _blank, r"changed\.json: images\[0\]\.caption: is blank"),
-    ("refcoco", MDETR, {}, _short, r"changed\.json: 30 images leave 3 to learn the structure on, a batch has 4; at least 40"),
+    (
+        "refcoco",
+        MDETR,
+        {},
+        _short,
+        r"changed\.json: 30 images leave 3 to learn the structure on, a batch has 4; at least 31 are needed",
+    ),
     ("refcoco", MDETR, {}, _first("images", caption="a " * 60), r"changed\.json: .*: 62 tokens are more than the model's 39"),
     ("refcoco", MDETR, {}, _first("annotations", bbox=[900, 3, 5, 5]), r"expression 0: the box lies outside of 'train0\.png'"),
     ("gqa", MDETR, {}, _first("images", answer="a thousand"), r"images\[0\]\.answer: .*neither 'a thousand' nor 'unknown'"),
@@ -356,6 +364,31 @@ def test_two_files_with_other_categories(files: Path, tmp_path: Path) -> None:
     world = world_of(files, "coco", GLIP, held_out=str(written(tmp_path, document)))
     with pytest.raises(InarchError, match=r"changed\.json: has other categories than .*coco-train\.json"):
         world.check("detection")
+
+
+def test_a_file_that_changes_is_read_again(files: Path, tmp_path: Path) -> None:
+    document = annotated(files, "refcoco")
+    train = written(tmp_path, document)
+    config = validated(LearnConfig, {"model": "mdetr-tiny", "data": settings(files, "refcoco", train=str(train))}, "test")
+    before = workshop.world_of(config.data, MDETR)
+    assert workshop.world_of(config.data, MDETR) is before
+    del document["images"][-1], document["annotations"][-1]
+    written(tmp_path, document)
+    after = workshop.world_of(config.data, MDETR)
+    assert isinstance(before, FilesWorld)
+    assert isinstance(after, FilesWorld)
+    assert after.train.samples == len(document["images"])
+    assert set(after.digests) == {str(train), *(config.data.files[1:])}
+
+
+@pytest.mark.parametrize("batch", range(1, 40))
+def test_the_least_number_of_images_is_the_least(batch: int) -> None:
+    with pytest.raises(ValueError, match="at least") as refused:
+        weights_part(batch, batch)
+    least = int(str(refused.value).split("at least ")[1].split()[0])
+    assert weights_part(least, batch) >= batch
+    with pytest.raises(ValueError, match=f"at least {least} are needed"):
+        weights_part(least - 1, batch)
 
 
 def test_detections_cannot_be_judged_without_pycocotools(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

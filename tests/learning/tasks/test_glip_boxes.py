@@ -102,3 +102,22 @@ def test_classes_of_a_batch_are_those_of_its_samples(keep: int) -> None:
         np.testing.assert_array_equal(arrays["labels"][row, :count], one.labels[:count])
         assert (arrays["labels"][row, count:] == -1).all()
         assert not arrays["scores"][row, count:].any()
+
+
+def test_no_box_reaches_into_padding() -> None:
+    out = outputs(5, 2)
+    mask = np.ones((2, TOKENS), np.bool_)
+    real = [(40, 50), SIZE]
+    boxes, scores = ground(out, mask, SIZE, LEVELS, 10, real=real)
+    limits = Limits(score=-1, overlap=0.6, per_level=CELLS, per_image=10)
+    phrases = [list(range(TOKENS))]
+    for row, (height, width) in enumerate(real):
+        one = detect(
+            out["logits"][row], out["boxes"][row], out["centerness"][row], phrases, SIZE, LEVELS, limits, (height, width)
+        )
+        assert (one.boxes <= np.asarray((width, height, width, height)) - 1).all()
+        np.testing.assert_allclose(scores[row, : len(one.scores)], one.scores, rtol=1e-5)
+        np.testing.assert_allclose(to_pixels(boxes[row, : len(one.scores)], SIZE), one.boxes, atol=1e-4)
+    whole, _ = ground(out, mask, SIZE, LEVELS, 10)
+    assert (whole[1] == boxes[1]).all()
+    assert (to_pixels(whole[0], SIZE)[:, 2:] > (49, 39)).any()
