@@ -35,5 +35,5 @@ def _shaken(tensor: ir.TensorProtocol, eps: float, rng: np.random.Generator) -> 
     if len(tensor.shape) < 2 or not tensor.dtype.is_floating_point():
         return tensor
     array = tensor.numpy()
-    off = 1 + eps * rng.uniform(-1, 1, array.shape)
-    return ir.tensor((array.astype(np.float64) * off).astype(array.dtype), tensor.dtype, name=tensor.name)
+    off = 2 * rng.random(array.shape, np.float32) - 1
+    return ir.tensor((array + array * off * eps).astype(array.dtype), tensor.dtype, name=tensor.name)
