@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, TypeGuard
 
 import numpy as np
@@ -89,17 +90,23 @@ def from_torch(
                 strict=False,
                 prefer_deferred_runtime_asserts_over_guards=True,  # sizes that torch cannot prove equal are no reason to refuse
             )
+    write = partial(
+        torch.onnx.export,
+        program,
+        dynamo=True,
+        optimize=False,
+        opset_version=opset,
+        input_names=input_names,
+        output_names=output_names,
+        custom_translation_table=dict(translations or {}),
+        verbose=False,
+    )
     with _quiet(), _explained(source):
-        exported = torch.onnx.export(
-            program,
-            dynamo=True,
-            optimize=False,
-            opset_version=opset,
-            input_names=input_names,
-            output_names=output_names,
-            custom_translation_table=dict(translations or {}),
-            verbose=False,
-        )
+        try:
+            exported = write()
+        except Exception:  # the form of an attention that is to be differentiated may be one that torch cannot take apart
+            with torch.no_grad():
+                exported = write()
     if exported is None:
         hint = "torch.onnx.export(..., dynamo=True) has to work on it alone: try that first"
         raise ModelError("torch exported nothing", where=type(source).__name__, hint=hint)

@@ -14,7 +14,7 @@ from inarch.learning.families import Sharing
 from inarch.learning.hypernetwork import Kind
 from inarch.learning.models import registry
 from inarch.learning.models.glip_config import GlipConfig
-from inarch.learning.settings import Count, FilePath, Fraction, Rate, Settings, Share, filled
+from inarch.learning.settings import Count, FilePath, Fraction, Rate, Seed, Settings, Share, filled
 from inarch.learning.tasks.aims import OF_FILES, Aim
 from inarch.structure.errors import InarchError
 
@@ -142,7 +142,7 @@ class LearnConfig(Settings):
     distil: Annotated[float, Field(ge=0)] = 0.0
     weights: FilePath | None = None
     precision: Literal["no", "bf16", "fp16"] = "no"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -151,6 +151,8 @@ class LearnConfig(Settings):
         if not isinstance(values, Mapping):
             return values
         model = values.get("model", cls.model_fields["model"].default)
+        if not isinstance(model, str):
+            return values
         return filled(values, preferences(model, task_of(values.get("data", {}))))
 
 
@@ -212,7 +214,7 @@ class TuneConfig(Settings):
     distil: Annotated[float, Field(ge=0)] = 0.0
     teacher: FilePath | None = None
     precision: Literal["no", "bf16", "fp16"] = "no"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _teach(self) -> TuneConfig:

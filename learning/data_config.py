@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from inarch.learning.settings import Count, FilePath, Settings
+from inarch.learning.settings import Count, FilePath, Seed, Settings
 from inarch.learning.tasks.scenes.world import LEVELS
 
 STRUCTURE_PART = 0.1
@@ -89,7 +89,7 @@ class DrawnSettings(CountedSettings):
     texts: Count = 8
     judged: Count = 4
     side: Count = 48
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _can_be_drawn(self) -> Self:

@@ -15,7 +15,7 @@ from inarch.structure.errors import InarchError
 from inarch.structure.files import whole
 
 CONFIG, PLAN, WEIGHTS, DENSE = "config.json", "plan.json", "weights.safetensors", "dense.safetensors"
-EVALUATION, TEACHER, DIGESTS = "evaluation.json", "teacher.safetensors", "data.json"
+EVALUATION, TEACHER, DIGESTS, SOURCE = "evaluation.json", "teacher.safetensors", "data.json", "source.json"
 
 
 def dense_folder(run_folder: Path, kind: str) -> Path:
@@ -92,6 +92,26 @@ def refuse_changed(digests: Mapping[str, str], folder: Path) -> None:
     for file, digest in digests.items():
         if known.get(file, digest) != digest:
             raise InarchError("has changed since the run began", where=file, hint="take another folder for a new run")
+
+
+def refuse_other_source(source: Mapping[str, str], folder: Path) -> None:
+    """Refuse to go on with a tuning of something else.
+
+    Args:
+        source: what is tuned -> its SHA-256.
+        folder: the tuning's.
+
+    Raises:
+        InarchError: another run's was tuned here, or what is known of it cannot be read.
+    """
+    path = folder / SOURCE
+    try:
+        known = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except (OSError, TypeError, ValueError) as error:
+        raise InarchError(f"cannot be read: {error}", where=str(path)) from None
+    for name, digest in source.items():
+        if known.get(name, digest) != digest:
+            raise InarchError(f"another run's {name} is what is tuned here", where=str(folder), hint="take another folder")
 
 
 def claim(document: Mapping[str, Any], folder: Path, place: Accelerator) -> None:

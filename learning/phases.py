@@ -12,10 +12,10 @@ import torch
 from accelerate import Accelerator
 from pydantic import JsonValue
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from inarch.learning.config import Optimisation, StructureSettings
 from inarch.learning.fill import fill, permute
+from inarch.learning.functional import call_with
 from inarch.learning.gates import GateSpace, Hard
 from inarch.learning.harden import SHUT, Hardened, as_plan, budget_lever, harden
 from inarch.learning.hypernetwork import Hypernetwork
@@ -159,16 +159,17 @@ class StructureModule(nn.Module):
     def forward(self, batch: Mapping[str, Tensor], noise: Tensor) -> dict[str, Tensor]:
         """Losses by name; ``budget`` is among them."""
         trainee = self._trainee[0]
-        frozen = {name: parameter.detach() for name, parameter in trainee.named_parameters()}
+        frozen = {name: parameter.detach() for name, parameter in trainee.named_parameters(remove_duplicate=False)}
         of_model = {name.removeprefix("model."): value for name, value in frozen.items() if name.startswith("model.")}
         with torch.autocast(noise.device.type, enabled=False):
             gates = self.space.gates(self.hypernetwork(), self.settings.temperature, noise)
             rows, factors = effective_rows(self.space, self.units, gates, of_model)
-            for name, value in self.units.write(rows, factors, of_model).items():
-                frozen[f"model.{name}"] = value
+            written = {f"model.{name}": value for name, value in self.units.write(rows, factors, of_model).items()}
+            # Last, since of a tied parameter's names the last counts.
+            frozen = {name: value for name, value in frozen.items() if name not in written} | written
             count = self.space.count(gates)
         self.last = gates.hard
-        losses: dict[str, Tensor] = functional_call(trainee, frozen, (batch,))
+        losses: dict[str, Tensor] = call_with(trainee, frozen, (batch,))
         target = self.settings.keep * self.space.table.parameters
         return losses | {
             "budget": self.settings.weight * budget(count, target),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import onnx_ir
 import torch
 from accelerate import Accelerator
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from inarch.learning.config import LearnConfig, TuneConfig
@@ -19,6 +21,7 @@ from inarch.learning.folders import (
     DIGESTS,
     EVALUATION,
     PLAN,
+    SOURCE,
     TEACHER,
     WEIGHTS,
     claim,
@@ -26,6 +29,7 @@ from inarch.learning.folders import (
     read_run,
     refuse_another,
     refuse_changed,
+    refuse_other_source,
     write,
 )
 from inarch.learning.harden import Hardened, refuse_unreachable
@@ -43,7 +47,7 @@ from inarch.learning.weights import keep_weights, model_weights, read_weights, w
 from inarch.learning.workshop import Workshop, gate_space, workshop
 from inarch.runtime.accuracy import Arrays, Evaluation, Model, evaluate
 from inarch.structure.errors import InarchError
-from inarch.structure.plan import Plan, load_plan, save_plan
+from inarch.structure.plan import Plan, load_plan, plan_hash, save_plan
 
 
 def as_model(model: nn.Module) -> Model:
@@ -297,11 +301,15 @@ def tune(
     refuse_another(document, folder, "the same settings go on with it; for others take another folder, or delete this one")
     source = read_weights(run_folder / (DENSE if config.dense else WEIGHTS))
     plan = None if config.dense else load_plan(run_folder / PLAN)
+    begun = {"model": hashlib.sha256(save(source)).hexdigest()} | ({"plan": plan_hash(plan)} if plan is not None else {})
+    refuse_other_source(begun, folder)
     shop = workshop(learned)
     shop.world.check(config.kind)
     refuse_changed(shop.world.digests, run_folder)
     teacher = None if not config.distil else _teacher(shop, run_folder, config)
     claim(document, folder, place)
+    if place.is_main_process:
+        write(begun, folder / SOURCE)
     weights = tune_weights(shop, source, plan, config, folder, place, teacher, progress)
     if place.is_main_process:
         keep_weights(weights, folder / WEIGHTS)  # whatever is wrong with what is judged on, they are there

@@ -12,6 +12,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 FilePath = Annotated[str, Field(min_length=1), AfterValidator(os.path.abspath)]
 """Of a file or a folder; absolute in the run's folder, so that the run can go on from anywhere."""
 
@@ -19,7 +20,7 @@ FilePath = Annotated[str, Field(min_length=1), AfterValidator(os.path.abspath)]
 class Settings(BaseModel):
     """Base of all sections."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

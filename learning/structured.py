@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from inarch.learning.functional import call_with
 from inarch.learning.unit_rows import Key, UnitRows
 from inarch.structure.demand import AxisDemand, Demand, demand_of, wanted_positions
-from inarch.structure.errors import LoweringError
+from inarch.structure.errors import InarchError, LoweringError
 from inarch.structure.plan import Plan
 from inarch.structure.planners.weights import tied_sites
 from inarch.structure.resolve import resolve
@@ -111,13 +111,21 @@ class Structured(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward pass on the weights of :meth:`dense`."""
-        return functional_call(self._skeleton[0], self.dense(), args, kwargs)
+        return call_with(self._skeleton[0], self.dense(), args, kwargs)
 
     @torch.no_grad()
     def write_back(self, module: nn.Module) -> None:
-        """Give a module of the skeleton's kind these weights, in the dense layout."""
-        parameters = dict(module.named_parameters(remove_duplicate=False))
-        for name, value in self.dense().items():
+        """Give a module of the skeleton's kind these weights, in the dense layout.
+
+        Raises:
+            InarchError: it has not all of these parameters, or in other shapes; it is not changed then.
+        """
+        parameters, dense = dict(module.named_parameters(remove_duplicate=False)), self.dense()
+        for name, value in dense.items():
+            if name not in parameters or parameters[name].shape != value.shape:
+                there = f"of {list(parameters[name].shape)}" if name in parameters else "none"
+                raise InarchError(f"{name} is {list(value.shape)} here, and there is {there} in the module", where="write_back")
+        for name, value in dense.items():
             parameters[name].copy_(value)
 
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from inarch.structure.errors import InarchError
+from inarch.structure.files import whole
 
 
 def keep_weights(state: Mapping[str, Tensor], path: Path) -> None:
     """Write weights; the file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file(dict(state), part)
-    os.replace(part, path)
+    with whole(path) as draft:
+        draft.write_bytes(save(dict(state)))  # save_file's would be for its owner's eyes alone
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:

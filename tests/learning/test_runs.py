@@ -26,7 +26,7 @@ from inarch.learning.runs import judge, learn, structured_model, tune, tune_weig
 from inarch.learning.tally import Tally, backbone_parameters, tally
 from inarch.learning.tasks.courses import tensors
 from inarch.learning.trainer import accelerator, read_log
-from inarch.learning.weights import model_weights, read_weights, weights_of
+from inarch.learning.weights import keep_weights, model_weights, read_weights, weights_of
 from inarch.learning.workshop import Workshop, gate_space, replaced, task_of
 from inarch.structure.errors import InarchError
 from inarch.structure.plan import Plan, load_plan
@@ -397,7 +397,8 @@ def test_tuning_keeps_the_structure(folder: Path, shop: Workshop, tmp_path: Path
         tune(folder, TuneConfig(kind=kind, optimisation=BRIEF, dense=True), Path(teacher), device="cpu")
     config = TuneConfig(kind=kind, optimisation=BRIEF, distil=distil, teacher=teacher)
     judged = tune(folder, config, tmp_path / "tuned", device="cpu")
-    assert names(tmp_path / "tuned") == ["checkpoint.pt", "config.json", "evaluation.json", "log.csv", "weights.safetensors"]
+    made = ["checkpoint.pt", "config.json", "evaluation.json", "log.csv", "source.json", "weights.safetensors"]
+    assert names(tmp_path / "tuned") == made
     written = json.loads((tmp_path / "tuned" / "evaluation.json").read_text())
     splits = {split: dict(found.overall) for split, found in judged.items()}
     assert list(splits) == ["test", "unseen"]
@@ -432,6 +433,14 @@ def test_tuning_the_dense_model(folder: Path, shop: Workshop, tmp_path: Path) ->
     assert off_plan(shop.model, model_weights(read_weights(tmp_path / "weights.safetensors")), load_plan(folder / "plan.json"))
     with pytest.raises(InarchError, match="another run is here, with another dense"):
         tune(folder, TuneConfig(kind="vqa", optimisation=BRIEF), tmp_path, device="cpu")
+    # The same settings, and another run.
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    weights = read_weights(folder / "dense.safetensors")
+    keep_weights({name: value + 1 for name, value in weights.items()}, other / "dense.safetensors")
+    with pytest.raises(InarchError, match="another run's model is what is tuned here"):
+        tune(other, TuneConfig(kind="vqa", optimisation=BRIEF, dense=True), tmp_path, device="cpu")
+    assert (other / "dense.safetensors").stat().st_mode == (other / "plan.json").stat().st_mode
 
 
 def test_a_teacher_has_to_know_the_task(folder: Path, tmp_path: Path) -> None:

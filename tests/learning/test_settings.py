@@ -120,7 +120,7 @@ def test_images_are_dealt_out_to_weights_and_structure() -> None:
     [
         (
             {"data.scenes": 30, "data.images": 4},
-            "settings: data: 30 images leave 3 to learn the structure on, a batch has 4; .* 40 ",
+            "settings: data: 30 images leave 3 to learn the structure on, a batch has 4; .* 31 ",
         ),
         ({"data.each": 9}, "settings: data: a batch has 9 texts of an image, of which there are 8"),
         ({"data.level": "odd"}, "settings: data: there is no level 'odd'; there are easy, medium, hard"),
@@ -134,6 +134,11 @@ def test_images_are_dealt_out_to_weights_and_structure() -> None:
         ({"structure.kep": 0.5}, r"settings: structure\.kep: there is no such setting$"),
         ({"seed": 3, "seed.x": 1}, r"settings: seed\.x: there is no such setting"),
         ({"structure.freeze": 0.9, "structure.arrive": 0.8}, "settings: structure: weights cannot arrive"),
+        ({"model": [1]}, r"settings: model: .*valid string"),
+        ({"structure.keep_offset": float("nan")}, r"settings: structure\.keep_offset: .*finite"),
+        ({"structure.head_offset": float("inf")}, r"settings: structure\.head_offset: .*finite"),
+        ({"seed": 10**25}, r"settings: seed: .*less than 9223372036854775808"),
+        ({"data.seed": 2**63}, r"settings: data\.seed: .*less than"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
