@@ -27,8 +27,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from inarch.frontends.mapped import MappedFile
-from inarch.frontends.onnx_file import sources_of
+from inarch.frontends.mapped import MappedFile, sources_of
 from inarch.frontends.wire import split
 from inarch.structure.errors import InarchError, ModelError
 from inarch.structure.files import refuse_devices, refuse_to_replace

@@ -14,6 +14,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+SOURCES = "inarch.sources"
+"""Key of ``model.graph.meta``: the files that the model was read from, which must not be overwritten (list of str)."""
+
 
 class MappedFile:
     """A file mapped for reading; what it held stays readable when its name is given to another file.
@@ -52,3 +55,12 @@ class MappedFile:
         if stored.isbuiltin == 1:  # the types of ml_dtypes have no byte order of their own
             stored = stored.newbyteorder("<")
         return ir.Tensor(np.frombuffer(data, stored).reshape(shape), dtype, name=name)
+
+
+def sources_of(model: ir.Model) -> set[Path]:
+    """The files that a model was read from: its own, and those that its tensors lie in."""
+    paths = {Path(path) for path in model.graph.meta.get(SOURCES, ())}
+    for graph in model.graphs():
+        tensors = (value.const_value for value in graph.initializers.values())
+        paths.update(Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
+    return paths

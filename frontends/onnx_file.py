@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from inarch.frontends.mapped import MappedFile
+from inarch.frontends.mapped import SOURCES, MappedFile
 from inarch.frontends.protos import all_nodes, subgraphs, tensors_of
 from inarch.frontends.schemas import fault
 from inarch.frontends.wire import INLINE_LOCATION, split
@@ -27,21 +27,10 @@ from inarch.structure.nodes import every_node
 
 MIN_OPSET = 11
 MAX_OPSET = 23
-SOURCES = "inarch.sources"
-"""Key of ``model.graph.meta``: the files that the model was read from, which must not be overwritten (list of str)."""
 
 _MAPPED_BYTES = 4096  # smaller inline tensors are parsed: a page is the least that mapping can save
 _MAX_SPARSE_BYTES = 1 << 30
 _STRING_DATA = "string_data"
-
-
-def sources_of(model: ir.Model) -> set[Path]:
-    """The files that a model was read from: its own, and those that its tensors lie in."""
-    paths = {Path(path) for path in model.graph.meta.get(SOURCES, ())}
-    for graph in model.graphs():
-        tensors = (value.const_value for value in graph.initializers.values())
-        paths.update(Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
-    return paths
 
 
 def load_model(path: str | os.PathLike[str]) -> ir.Model:
@@ -52,7 +41,7 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
 
     Returns:
         The model, sorted, with the type and shape of every initializer set. Tensors of 4 KB and more, and external ones, are
-        views of the mapped file; :func:`sources_of` names the files.
+        views of the mapped file; :func:`~inarch.frontends.mapped.sources_of` names the files.
 
     Raises:
         ModelError: there is no such file, it is no valid ONNX model, or it needs something that inarch does not read.

@@ -84,11 +84,7 @@ def refuse_changed(digests: Mapping[str, str], folder: Path) -> None:
     Raises:
         InarchError: one of the files has changed since the run began, or what it had then cannot be read.
     """
-    path = folder / DIGESTS
-    try:
-        known = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-    except (OSError, TypeError, ValueError) as error:
-        raise InarchError(f"cannot be read: {error}", where=str(path)) from None
+    known = _known(folder / DIGESTS)
     for file, digest in digests.items():
         if known.get(file, digest) != digest:
             raise InarchError("has changed since the run began", where=file, hint="take another folder for a new run")
@@ -104,14 +100,18 @@ def refuse_other_source(source: Mapping[str, str], folder: Path) -> None:
     Raises:
         InarchError: another run's was tuned here, or what is known of it cannot be read.
     """
-    path = folder / SOURCE
-    try:
-        known = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-    except (OSError, TypeError, ValueError) as error:
-        raise InarchError(f"cannot be read: {error}", where=str(path)) from None
+    known = _known(folder / SOURCE)
     for name, digest in source.items():
         if known.get(name, digest) != digest:
             raise InarchError(f"another run's {name} is what is tuned here", where=str(folder), hint="take another folder")
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """The digests that were kept; none where there is no file of them."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except (OSError, TypeError, ValueError) as error:
+        raise InarchError(f"cannot be read: {error}", where=str(path)) from None
 
 
 def claim(document: Mapping[str, Any], folder: Path, place: Accelerator) -> None:

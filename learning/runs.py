@@ -11,7 +11,6 @@ from typing import Any
 import onnx_ir
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from inarch.learning.config import LearnConfig, TuneConfig
@@ -299,9 +298,13 @@ def tune(
     place = accelerator(config.precision, device)
     document = config.model_dump(mode="json")
     refuse_another(document, folder, "the same settings go on with it; for others take another folder, or delete this one")
-    source = read_weights(run_folder / (DENSE if config.dense else WEIGHTS))
+    given = run_folder / (DENSE if config.dense else WEIGHTS)
+    source = read_weights(given)
     plan = None if config.dense else load_plan(run_folder / PLAN)
-    begun = {"model": hashlib.sha256(save(source)).hexdigest()} | ({"plan": plan_hash(plan)} if plan is not None else {})
+    with given.open("rb") as file:
+        begun = {"model": hashlib.file_digest(file, "sha256").hexdigest()}
+    if plan is not None:
+        begun["plan"] = plan_hash(plan)
     refuse_other_source(begun, folder)
     shop = workshop(learned)
     shop.world.check(config.kind)

@@ -183,7 +183,8 @@ def quantise(model: Path, out: Path, settings: Settings, report: render.Report) 
     Raises:
         InarchError: the model cannot be read, quantised or written.
     """
-    from inarch.frontends.onnx_file import load_model, sources_of
+    from inarch.frontends.mapped import sources_of
+    from inarch.frontends.onnx_file import load_model
 
     report("reading the model", 0, 1)
     source = load_model(model)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from inarch.learning.tasks.coco.images import MDETR, Pixels, Preparation, normalise, open_rgb, pad_rows
 from inarch.learning.tasks.coco.tasks import output
+from inarch.learning.tasks.margins import margin
 from inarch.runtime.accuracy import Arrays
 from inarch.structure.errors import DataError
 from inarch.structure.units import Indices
@@ -243,8 +244,7 @@ class EasyVqaTask:
             RuntimeFailure: the model has no such output, or of another shape.
         """
         logits = output(outputs, self._logits, (len(rows), len(self.data.classes)), self.name)
-        two = np.sort(logits, axis=1)[:, -2:]
-        return {"answer": logits.argmax(1), "margin": two[:, 1] - two[:, 0]}
+        return {"answer": logits.argmax(1), "margin": margin(logits)}
 
     def score(self, rows: Indices, predictions: Arrays) -> dict[str, npt.NDArray[np.float64]]:
         """``accuracy``: 1 or 0, [n]."""

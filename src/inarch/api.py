@@ -182,7 +182,7 @@ def draft_plan(
         InarchError: as :func:`make_plan`, or the plan cannot be written there.
     """
     from inarch.compiler.values import parameter_tensors
-    from inarch.frontends.onnx_file import sources_of
+    from inarch.frontends.mapped import sources_of
     from inarch.structure.files import refuse_to_replace
     from inarch.structure.plan import save_plan
     from inarch.structure.planners import make_plan

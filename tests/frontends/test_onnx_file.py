@@ -14,7 +14,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from inarch.frontends.onnx_file import SOURCES, load_model
+from inarch.frontends.mapped import SOURCES
+from inarch.frontends.onnx_file import load_model
 from inarch.frontends.wire import WireError, split
 from inarch.structure.errors import ModelError
 

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from inarch.learning.models.glip_post import detect
 from inarch.learning.tasks.boxes import to_corners
 from inarch.learning.tasks.coco.files import CocoFile, ReferringFile
-from inarch.learning.tasks.coco.tasks import RANKS, Decode, Detected, Detection, Frame, Referring, Source, ahead
+from inarch.learning.tasks.coco.tasks import RANKS, Decode, Detected, Detection, Frame, Referring, Source
 from inarch.learning.tasks.glip_boxes import ground, levels_of
+from inarch.learning.tasks.margins import ahead
 from inarch.runtime.accuracy import Arrays
 from inarch.structure.errors import DataError
 from inarch.structure.units import Indices

@@ -28,6 +28,7 @@ from inarch.learning.tasks.coco.images import (
     read_image,
 )
 from inarch.learning.tasks.coco.scores import average_precision, coco_metrics
+from inarch.learning.tasks.margins import ahead, margin
 from inarch.runtime.accuracy import Arrays
 from inarch.structure.errors import DataError, RuntimeFailure
 from inarch.structure.units import Indices
@@ -128,11 +129,6 @@ def output(outputs: Arrays, name: str, shape: tuple[int | None, ...], task: str)
         wanted = ", ".join("any" if want is None else str(want) for want in shape)
         raise RuntimeFailure(f"output {name!r} has the shape {list(found)}, wanted [{wanted}]", where=task)
     return outputs[name]
-
-
-def ahead(scores: Floats) -> Floats:
-    """How far the best is ahead of the second, [n], of scores [n, K], best first; of one alone, what it scores."""
-    return scores[:, 0] - (scores[:, 1] if scores.shape[1] > 1 else 0)
 
 
 class Referring:
@@ -270,9 +266,9 @@ class Gqa:
                 message = f"output 'answer_{kind}' has {head.shape[1]} classes, its vocabulary {size}"
                 raise RuntimeFailure(message, where=self.name, hint="were model and vocabulary made together?")
         answers = np.stack([head.argmax(1) for head in heads], 1)
-        margins = np.stack([_margin(head) for head in heads], 1)
+        margins = np.stack([margin(head) for head in heads], 1)
         taken = np.arange(len(rows)), types
-        return {"type": types, "answer": answers[taken], "margin": np.minimum(_margin(typed), margins[taken])}
+        return {"type": types, "answer": answers[taken], "margin": np.minimum(margin(typed), margins[taken])}
 
     def score(self, rows: Indices, predictions: Arrays) -> Scores:
         """``accuracy``, ``type_accuracy`` and ``text_accuracy``: 1 or 0, [n]."""
@@ -294,14 +290,6 @@ class Gqa:
     def overall(self, predictions: Arrays) -> dict[str, float]:
         """Nothing: every metric is a mean."""
         return {}
-
-
-def _margin(logits: npt.NDArray[Any]) -> Floats:
-    """How far the largest is ahead of the second, [n], of [n, classes]; of one class alone, without end."""
-    if logits.shape[1] < 2:
-        return np.full(len(logits), np.inf)
-    two = np.partition(logits.astype(np.float64), -2, axis=1)[:, -2:]
-    return two[:, 1] - two[:, 0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -96,9 +96,7 @@ class FilesWorld:
         Raises:
             DataError: one cannot be read.
         """
-        settings = self.settings
-        answers = [settings.answers] if isinstance(settings, GqaSettings) else []
-        return {file: _digest(file) for file in (settings.train, settings.held_out, self.tokenizer.name_or_path, *answers)}
+        return {file: _digest(file) for file in self.settings.files}
 
     def fitted(self, config: Config) -> Config:
         """A model's configuration for these words, and the released heads for questions.

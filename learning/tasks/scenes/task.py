@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from inarch.learning.tasks import glip_boxes
 from inarch.learning.tasks.boxes import giou, iou, to_corners
+from inarch.learning.tasks.margins import ahead, margin
 from inarch.learning.tasks.mdetr_read import ground, refer
 from inarch.learning.tasks.scenes.data import ScenesData, feeds
 from inarch.learning.tasks.scenes.texts import Kind, Texts
@@ -68,19 +69,17 @@ class ScenesTask:
         """The answer, or the boxes, and ``margin``: how far the first choice is ahead of the second."""
         if self.kind == "vqa":
             logits = outputs["answer"]
-            two = np.sort(logits, axis=1)[:, -2:]
-            return {"answer": logits.argmax(1), "margin": two[:, 1] - two[:, 0]}
+            return {"answer": logits.argmax(1), "margin": margin(logits)}
         if self.kind == "grounding":
             boxes, scores = self._ground(outputs, self._of(self.texts.spans, rows))
-            two = np.sort(scores, axis=-1)[..., -2:]
             real = self._of(self.texts.targets, rows) >= 0
-            return {"boxes": boxes, "margin": np.where(real, two[..., 1] - two[..., 0], 1.0).min(1)}
+            return {"boxes": boxes, "margin": np.where(real, margin(scores), 1.0).min(1)}
         if self.levels is None:
             boxes, scores = refer(outputs, TOP)
         else:
             spans = self._of(self.texts.spans, rows)[:, 0]
             boxes, scores = glip_boxes.ground(outputs, spans, self._size, self.levels, TOP)
-        return {"boxes": boxes, "scores": scores, "margin": scores[:, 0] - scores[:, 1]}
+        return {"boxes": boxes, "scores": scores, "margin": ahead(scores)}
 
     @property
     def _size(self) -> tuple[int, int]:
