@@ -289,7 +289,7 @@ def test_weights_that_were_once_named_from_another_place(folder: Path, tmp_path:
     learn(read_run(run), run, device="cpu")
 
 
-def test_what_was_tuned_is_kept_whatever_it_is_judged_on(files: Path, tmp_path: Path) -> None:
+def test_what_was_tuned_is_kept_whatever_it_is_judged_on(shop: Workshop, files: Path, tmp_path: Path) -> None:
     shutil.copytree(files, tmp_path / "files")
     image = tmp_path / "files" / "test0.png"
     run = tmp_path / "run"
