@@ -11,14 +11,17 @@ import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
+
+import numpy as np
 
 from inarch.structure.demand import unit_axes
 from inarch.structure.errors import InarchError
 from inarch.structure.kinship import kin
 from inarch.structure.legalise import in_head_common
 from inarch.structure.planners.weights import tied_sites
-from inarch.structure.sites import AXIS_FACTORS, Site, SiteTable
+from inarch.structure.sites import AXIS_FACTORS, Member, Site, SiteTable
 
 Sharing = Literal["joint", "cross", "layer", "none"]
 """``joint`` shares across modalities and inside blocks, ``cross`` and ``layer`` one of the two."""
@@ -49,9 +52,26 @@ class Family:
 
 
 def usable(table: SiteTable) -> list[Site]:
-    """Sites that learning may change: those that hold no weight together with another member."""
-    tied = tied_sites(table)
+    """Sites that learning may change: those that hold no weight together with another member, and no bias with another site.
+
+    The compiler gives each of two sites a bias of its own where they come to differ; a module has one for both.
+    """
+    tied = tied_sites(table) | _with_anothers_bias(table)
     return [site for site in table.sites if site.name not in tied]
+
+
+def _with_anothers_bias(table: SiteTable) -> set[str]:
+    holders: dict[str, list[tuple[str, Member]]] = {}
+    for site in table.sites:
+        for member in (m for m in site.members.values() if m.is_bias):
+            holders.setdefault(member.param, []).append((site.name, member))
+    return {
+        name
+        for members in holders.values()
+        for (one, a), (other, b) in combinations(members, 2)
+        if one != other and np.intersect1d(a.positions, b.positions).size
+        for name in (one, other)
+    }
 
 
 def families(table: SiteTable, sharing: Sharing = "joint", block: int = 2) -> list[Family]:

@@ -57,7 +57,7 @@ def harden(
     """Find the structure whose stored count is nearest to the budget.
 
     One offset is added to the logits of keeping, and bisected; where nothing may be pruned, to those of sharing; where that does
-    not reach the budget, to those of heads too.
+    not reach the budget, to those of heads too, and at last, the other way, to those of sharing.
 
     Args:
         space: the gates.
@@ -91,7 +91,7 @@ def harden(
     def off() -> float:
         return 1.0 if best is None else abs(best.stored - target) / space.table.parameters
 
-    for lever in (budget_lever(space), budget_lever(space, heads=True)):
+    for lever in (budget_lever(space), budget_lever(space, heads=True), budget_lever(space, heads=True, sharing=True)):
         low, high = -40.0, 40.0
         for _ in range(24):
             if off() <= CLOSE:
@@ -144,17 +144,17 @@ def refuse_unreachable(space: GateSpace, keep: float, name: str, *, filled: bool
         )
 
 
-def budget_lever(space: GateSpace, *, heads: bool = False) -> Floats:
+def budget_lever(space: GateSpace, *, heads: bool = False, sharing: bool = False) -> Floats:
     """What one number is added to, to store more or less: [L], 1 or -1 where a logit moves with it, 0 where it stays.
 
-    Logits of keeping; where nothing may be pruned, those of sharing, the other way. Heads would all tip over at once, long before
-    their units: they go as learned, and move only where no units can go instead, or where they are asked to.
+    Logits of keeping; where nothing may be pruned, or it is asked for, those of sharing, the other way. Heads would all tip over
+    at once, long before their units: they go as learned, and move only where no units can go instead, or where they are asked to.
     """
     lever = np.zeros(space.logits, np.float32)
     for spec in space.axes.values():
         if space.prune:
             lever[spec.keep] = 1
-        elif spec.share is not None:
+        if spec.share is not None and (sharing or not space.prune):
             lever[spec.share] = -1
     for group in space.groups:
         stuck = all(spec.frozen for spec in space.axes.values() if spec.key[0] in group.sites)

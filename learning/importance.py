@@ -38,7 +38,7 @@ def importance(
         batches: to average over; this process's parts of them.
         place: the device, and in which precision the trainee computes.
     """
-    parameters = dict(trainee.get_submodule("model").named_parameters())
+    parameters = dict(trainee.get_submodule("model").named_parameters(remove_duplicate=False))
     learned = {name: value for name, value in parameters.items() if value.requires_grad}
     still = {name: torch.zeros_like(value) for name, value in parameters.items() if name not in learned}
     sums = {key: torch.zeros(spec.heads * spec.per_head, device=place.device) for key, spec in space.axes.items()}

@@ -63,7 +63,7 @@ def _match_site(base: Site, reader: Site, units: UnitRows, parameters: Mapping[s
 
 def _directions(units: UnitRows, site: str, axis: str, parameters: Mapping[str, Tensor]) -> Floats:
     """Weight vectors [N, D], every member's part scaled to length 1."""
-    rows = units.read((site, axis), parameters).cpu()
+    rows = units.read((site, axis), parameters).float().cpu()
     widths = [slot.columns for slot in units.slots[site, axis]]
     parts = torch.split(rows, widths, 1)
     scaled: Floats = torch.cat([torch.nn.functional.normalize(part, dim=1) for part in parts], 1).numpy()

@@ -183,7 +183,8 @@ class LearnPhase:
     The search starts from what units are worth to the dense model (:mod:`~inarch.learning.importance`). Even steps are the
     weights', odd ones the hypernetwork's, until ``freeze``: it moves by ``structure.rate`` along the direction of its gradient
     (with momentum), and all gates together by what the count is off the budget. There the structure is hardened at exactly the
-    budget; until ``arrive`` the weights move to it on a straight line, and from then on they keep to it.
+    budget; until ``arrive`` the weights move to it on a straight line, and from then on they keep to it. A frozen parameter is
+    not trained, but the structure is the whole model's: what it shares or prunes of one moves as all else does.
 
     Args:
         trainee: a module with the model under ``model``; its weights are learned in place.
@@ -289,7 +290,7 @@ class LearnPhase:
         return values
 
     def _parameters(self) -> dict[str, Tensor]:
-        return dict(self._weights.raw.get_submodule("model").named_parameters())
+        return dict(self._weights.raw.get_submodule("model").named_parameters(remove_duplicate=False))
 
     def _fraction(self, number: int) -> float:
         """How far the weights move to the structure after a step; wholly after the last in any case."""

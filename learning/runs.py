@@ -179,7 +179,7 @@ def learn_phase(
     space, config = gate_space(shop), shop.config
     if config.structure.matching:
         model = trainee.get_submodule("model")
-        match(space.families, UnitRows(shop.table, model), dict(model.named_parameters()))
+        match(space.families, UnitRows(shop.table, model), dict(model.named_parameters(remove_duplicate=False)))
     where = place or accelerator(config.precision, "cpu")
     phase = LearnPhase(trainee, course, config.learning, config.structure, space, where, config.seed, config.model)
     _teach(trainee, teacher, config.distil, shop, course)  # what units are worth to the dense model is known by now

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from inarch.learning.functional import call_with
 from inarch.learning.unit_rows import Key, UnitRows
-from inarch.structure.demand import AxisDemand, Demand, demand_of, wanted_positions
+from inarch.structure.demand import Demand, demand_of, wanted_positions
 from inarch.structure.errors import InarchError, LoweringError
 from inarch.structure.plan import Plan
 from inarch.structure.planners.weights import tied_sites
@@ -28,6 +28,10 @@ from inarch.structure.sites import Member, SiteTable
 
 class Structured(nn.Module):
     """A module under a plan.
+
+    What does not learn in the module does not learn here, the frozen half of a row neither. A vector that several sites read
+    learns where its owner's does. Buffers (running means) are this module's own, and part of its state as far as they are the
+    module's.
 
     Args:
         module: any module; it is not changed but for its mode, and serves as the skeleton of the forward pass. It stays on the
@@ -54,16 +58,17 @@ class Structured(nn.Module):
         learns = {name: parameter.requires_grad for name, parameter in model.named_parameters(remove_duplicate=False)}
         tied = tied_sites(table)
         sites = [number for number, site in enumerate(table.sites) if site.name not in tied]
-        self.rows, self.slices, self.rest = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
+        self.rows, self.still = nn.ParameterDict(), nn.ParameterDict()
+        self.slices, self.rest = nn.ParameterDict(), nn.ParameterDict()
         self._axes: list[tuple[str, list[_Axis]]] = []
+        self._columns: dict[str, Tensor] = {}  # of rows whose columns lie apart: where each is, one behind the other
         device = next(iter(parameters.values())).device
         for name, axis in demand.axes.items():
             for alike in self._alike(name, [number for number in axis.sites if number in sites]):
-                self._axes.append((name, _axes(demand, axis, alike, device)))
+                self._axes.append((name, _axes(demand, name, alike, device)))
                 for one in self._axes[-1][1]:
                     rows = self._units.read((one.site, name), parameters)[one.used]
-                    learn = any(learns[slot.param] for slot in self._units.slots[one.site, name])
-                    self.rows[_spelled(f"{one.site}/{name}")] = nn.Parameter(rows.clone(), learn)
+                    self._keep_rows(one, rows, learns)
         self._cuts = _cuts(demand, sites, parameters)
         for cut in self._cuts:
             kept = parameters[cut.param].index_select(cut.axis, cut.kept)
@@ -76,6 +81,10 @@ class Structured(nn.Module):
         for name, parameter in module.named_parameters():
             if name not in self._names.values():
                 self.rest[_spelled(name)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+        self.buffered = nn.Module()
+        lasting = module.state_dict().keys()
+        for name, buffer in module.named_buffers():
+            self.buffered.register_buffer(_spelled(name), buffer.detach().clone(), persistent=name in lasting)
         self.train(module.training)
 
     def _alike(self, axis: str, sites: Sequence[int]) -> list[list[int]]:
@@ -85,6 +94,23 @@ class Structured(nn.Module):
             slots = self._units.slots[self._units.table.sites[number].name, axis]
             groups.setdefault(sum(slot.columns for slot in slots), []).append(number)
         return list(groups.values())
+
+    def _keep_rows(self, one: _Axis, rows: Tensor, learns: Mapping[str, bool]) -> None:
+        """Store an axis's rows [n, D]; where some of its parameters are frozen, their columns apart."""
+        columns = torch.cat([torch.full((slot.columns,), learns[slot.param]) for slot in self._units.slots[one.site, one.axis]])
+        learn = bool(columns.any())
+        if learn and not bool(columns.all()):
+            self.still[one.spelled] = nn.Parameter(rows[:, ~columns].clone(), requires_grad=False)
+            self._columns[one.spelled] = torch.cat((columns.nonzero(), (~columns).nonzero())).flatten().argsort().to(rows.device)
+            rows = rows[:, columns]
+        self.rows[one.spelled] = nn.Parameter(rows.clone(), learn)
+
+    def _rows_of(self, one: _Axis) -> Tensor:
+        """The rows [n, D] that an axis stores."""
+        rows: Tensor = self.rows[one.spelled]
+        if one.spelled in self.still:
+            rows = torch.cat((rows, self.still[one.spelled]), 1)[:, self._columns[one.spelled]]
+        return rows
 
     def train(self, mode: bool = True) -> Structured:
         """As of any module; the skeleton is in the same mode, since it is what runs."""
@@ -99,7 +125,7 @@ class Structured(nn.Module):
             model[cut.param] = kept.new_zeros(self._shapes[cut.param]).index_copy(cut.axis, cut.kept, kept)
         rows: dict[Key, Tensor] = {}
         for name, axes in self._axes:
-            stored = torch.cat([self.rows[_spelled(f"{one.site}/{name}")] for one in axes])
+            stored = torch.cat([self._rows_of(one) for one in axes])
             for one in axes:
                 empty = stored.new_zeros(one.size, stored.shape[1])
                 rows[one.site, name] = empty.index_copy(0, one.units, stored[one.source])
@@ -110,23 +136,27 @@ class Structured(nn.Module):
         return result
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's own forward pass on the weights of :meth:`dense`."""
-        return call_with(self._skeleton[0], self.dense(), args, kwargs)
+        """The module's own forward pass on the weights of :meth:`dense`, and on this module's buffers."""
+        return call_with(self._skeleton[0], self.dense() | self._buffers_by_name(), args, kwargs)
+
+    def _buffers_by_name(self) -> dict[str, Tensor]:
+        return {_meant(name): buffer for name, buffer in self.buffered.named_buffers(remove_duplicate=False)}
 
     @torch.no_grad()
     def write_back(self, module: nn.Module) -> None:
-        """Give a module of the skeleton's kind these weights, in the dense layout.
+        """Give a module of the skeleton's kind these weights, in the dense layout, and these buffers.
 
         Raises:
-            InarchError: it has not all of these parameters, or in other shapes; it is not changed then.
+            InarchError: it has not all of them, or in other shapes; it is not changed then.
         """
-        parameters, dense = dict(module.named_parameters(remove_duplicate=False)), self.dense()
-        for name, value in dense.items():
-            if name not in parameters or parameters[name].shape != value.shape:
-                there = f"of {list(parameters[name].shape)}" if name in parameters else "none"
-                raise InarchError(f"{name} is {list(value.shape)} here, and there is {there} in the module", where="write_back")
-        for name, value in dense.items():
-            parameters[name].copy_(value)
+        there = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+        given = self.dense() | self._buffers_by_name()
+        for name, value in given.items():
+            if name not in there or there[name].shape != value.shape:
+                found = f"of {list(there[name].shape)}" if name in there else "none"
+                raise InarchError(f"{name} is {list(value.shape)} here, and there is {found} in the module", where="write_back")
+        for name, value in given.items():
+            there[name].copy_(value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +164,7 @@ class _Axis:
     """How one axis's rows are put together.
 
     Attributes:
-        site: its site.
+        site, axis: its names.
         size: units.
         used: [n] its units that are stored, since somebody's value comes from them.
         units: [k] its units that are wanted or stored: what others read has its place here, also where its own head is dead.
@@ -142,14 +172,21 @@ class _Axis:
     """
 
     site: str
+    axis: str
     size: int
     used: Tensor
     units: Tensor
     source: Tensor
 
+    @property
+    def spelled(self) -> str:
+        """What its rows are called among the parameters."""
+        return _spelled(f"{self.site}/{self.axis}")
 
-def _axes(demand: Demand, axis: AxisDemand, sites: Sequence[int], device: torch.device) -> list[_Axis]:
+
+def _axes(demand: Demand, name: str, sites: Sequence[int], device: torch.device) -> list[_Axis]:
     """The axes of one name and one length of rows."""
+    axis = demand.axes[name]
     stored = np.zeros(len(axis.owner), np.bool_)
     for number in sites:
         span = slice(axis.offset[number], axis.offset[number] + len(axis.want[number]))
@@ -163,7 +200,7 @@ def _axes(demand: Demand, axis: AxisDemand, sites: Sequence[int], device: torch.
         # What is stored here is its own root; what its site does not want has no other.
         source = np.where(mine, np.arange(start, start + len(want)), axis.root[number])[units]
         found = (np.flatnonzero(mine), units, place[source])
-        result.append(_Axis(demand.table.sites[number].name, len(want), *(torch.from_numpy(x).to(device) for x in found)))
+        result.append(_Axis(demand.table.sites[number].name, name, len(want), *(torch.from_numpy(x).to(device) for x in found)))
     return result
 
 
@@ -228,9 +265,10 @@ def _refuse_ties(demand: Demand) -> None:
 
 
 def _spelled(name: str) -> str:
-    """A name without dots, which torch reads as a path."""
-    return name.replace(".", "|")
+    """A name without dots, which torch reads as a path, and, where it has none, one that no attribute of a module has."""
+    escaped = name.replace("%", "%25").replace("|", "%7C").replace(".", "|")
+    return escaped if "|" in escaped else f"|{escaped}"
 
 
 def _meant(name: str) -> str:
-    return name.replace("|", ".")
+    return name.removeprefix("|").replace("|", ".").replace("%7C", "|").replace("%25", "%")

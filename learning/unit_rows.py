@@ -53,7 +53,7 @@ class UnitRows:
         module: the module whose parameters they name.
 
     Raises:
-        BindingError: a parameter is missing, or its shape is another.
+        BindingError: a parameter is missing (a buffer is none), or its shape is another.
     """
 
     def __init__(self, table: SiteTable, module: nn.Module) -> None:
@@ -165,7 +165,8 @@ def _slot(site: Site, axis: str, member: Member, parameters: Mapping[str, Tensor
     found = parameters.get(member.param)
     if found is None or tuple(found.shape) != member.shape:
         what = "is missing" if found is None else f"has shape {tuple(found.shape)}, not {member.shape}"
-        raise BindingError(f"parameter {member.param!r} {what}", where=site.name, hint="discover the sites of this very module")
+        hint = "discover the sites of this very module; weights that are buffers have to be parameters (requires_grad=False)"
+        raise BindingError(f"parameter {member.param!r} {what}", where=site.name, hint=hint)
     return Slot(member.param, member.axis, torch.from_numpy(member.index(axis)).to(device), member.width)
 
 

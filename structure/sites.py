@@ -172,7 +172,7 @@ class Site:
                 continue
             per_head = 1 if name == "head" else self.sizes[factors[-1]]
             axes[name] = Axis(name, self.heads, per_head, self.frozen.get(factors[-1]))
-        return MappingProxyType(axes)
+        return axes
 
     def on(self, axis: str) -> tuple[Member, ...]:
         """Members in which the units of ``axis`` have indices."""
@@ -234,7 +234,7 @@ class SiteTable:
     @cached_property
     def by_name(self) -> Mapping[str, Site]:
         """Site name -> site."""
-        return MappingProxyType({site.name: site for site in self.sites})
+        return {site.name: site for site in self.sites}
 
     def __getitem__(self, name: str) -> Site:
         try:

@@ -33,7 +33,11 @@ class Course(Protocol):
         """What it is called."""
 
     def batch(self, seed: int, step: int, part: Part = "weights") -> Arrays:
-        """The batch of this number, for all processes together."""
+        """The batch of this number, for all processes together: whatever the trainee takes.
+
+        Several processes need to know how to deal it out, see :func:`shard`: ``pixel_values`` and what else is of images has I
+        rows, all else B, one a text, and ``image`` says whose each is.
+        """
 
     def trainee(self, model: nn.Module) -> Trainee:
         """The model with its losses.
@@ -63,8 +67,16 @@ def shard(batch: Mapping[str, npt.NDArray[Any]], rank: int, world: int) -> Array
     What losses are divided by is divided by the number of processes, since gradients are averaged over them.
 
     Raises:
-        InarchError: the images cannot be dealt out evenly.
+        InarchError: the images cannot be dealt out evenly, or there are none.
     """
+    if world == 1:
+        return dict(batch)
+    if not batch.keys() >= {"pixel_values", "image"}:
+        raise InarchError(
+            f"a batch of {sorted(batch)} cannot be dealt out to {world} processes",
+            where="Course.batch",
+            hint="give it pixel_values, [I, ...], and image, [B], the image of each text; or train in one process",
+        )
     each, texts = share_of(len(batch["pixel_values"]), world), len(batch["image"]) // world
     part: Arrays = {}
     for name, values in batch.items():

@@ -130,3 +130,10 @@ def test_models_that_do_not_fit(shop: Workshop) -> None:
     short = shop.model.model_copy(update={"spans": 12})
     with pytest.raises(InarchError, match="the longest text has"):
         course.trainee(build(short))
+
+
+def test_batches_of_ones_own_are_dealt_out_to_one_process_alone() -> None:
+    batch = {"x": np.arange(4.0)}
+    assert same(shard(batch, 0, 1), batch)
+    with pytest.raises(InarchError, match=r"a batch of \['x'\] cannot be dealt out to 2 processes"):
+        shard(batch, 0, 2)

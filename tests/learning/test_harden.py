@@ -117,6 +117,22 @@ def test_logits_that_are_all_equal_reach_the_budget_too() -> None:
     assert abs(found.stored / gates.table.parameters - 0.6) <= NEAR["mdetr"]
 
 
+def test_sharing_is_given_back_where_too_much_is_open() -> None:
+    """Everything is shared that may be: no unit that is kept longer brings the budget back."""
+    gates = space()
+    everything = as_plan(gates, gates.all_shared(), "m", {}).stored / gates.table.parameters
+    assert everything < 0.7
+    logits = logits_of(gates) + 5
+    for spec in gates.axes.values():
+        if spec.share is not None:
+            logits[spec.share] += 5
+    found = harden(gates, logits, 0.8, "m", {})
+    assert abs(found.stored / gates.table.parameters - 0.8) <= NEAR["mdetr"]
+    assert any(mask.any() for mask in found.hard.share.values())
+    whole = harden(gates, logits, 1.0, "m", {})
+    assert whole.stored == gates.table.parameters
+
+
 def test_what_is_done_to_a_structure_counts() -> None:
     """The budget holds for what is made of the structure in the end."""
     gates = space()

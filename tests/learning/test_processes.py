@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from inarch.learning.phases import LearnPhase
+from inarch.learning.phases import LearnPhase, WeightPhase
 from inarch.learning.tasks.courses import tensors
 from inarch.learning.tasks.worlds import open_world
 from inarch.learning.trainer import LOG, read_log, run
@@ -25,14 +25,21 @@ from tests.learning.processes import phases
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def pair(shop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def test_two_processes_learn_what_one_does(shop: Workshop, tmp_path: Path) -> None:
+    """One test, since the processes take half a minute, and a fixture would start them for each worker of pytest anew."""
+    pair = trained_by_two(shop, tmp_path / "pair")
+    for phase in phases(shop):
+        assert_alike(phase, pair, shop, tmp_path / phase.name)
+    assert_gone_the_whole_way(pair)
+    assert_written_by_one(pair)
+
+
+def trained_by_two(shop: Workshop, folder: Path) -> Path:
     """A folder in which two processes have trained; torchrun looks for a free port itself."""
-    folder = tmp_path_factory.mktemp("pair")
-    # The child makes its own scenes, which depend on the settings alone, and what is cached at the sites.
-    table = replace(shop.table, sites=tuple(replace(site) for site in shop.table.sites))
+    folder.mkdir()
+    # The child makes its own scenes, which depend on the settings alone.
     world = open_world(shop.config.data, shop.model)
-    (folder / "shop.pickle").write_bytes(pickle.dumps(replace(shop, world=world, table=table)))
+    (folder / "shop.pickle").write_bytes(pickle.dumps(replace(shop, world=world)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "tests.learning.processes", str(folder)]
     hidden = {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK"}
@@ -43,10 +50,9 @@ def pair(shop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", [0, 1, 2], ids=["weights", "learning", "distilled"])
-def test_two_processes_learn_what_one_does(pair: Path, shop: Workshop, tmp_path: Path, number: int) -> None:
-    phase = phases(shop)[number]
-    assert run(phase, tmp_path)
+def assert_alike(phase: LearnPhase | WeightPhase, pair: Path, shop: Workshop, folder: Path) -> None:
+    """One process ends where the two did."""
+    assert run(phase, folder)
     states = [torch.load(pair / f"{phase.name}{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert tiny.differing(states[0], states[1]) == []
     expected, found = phase.state(), states[0]
@@ -57,7 +63,7 @@ def test_two_processes_learn_what_one_does(pair: Path, shop: Workshop, tmp_path:
         assert float((apart > 1e-4).float().mean()) < 0.01
     if isinstance(phase, LearnPhase):
         assert tiny.differing(expected["hard"], found["hard"]) == []
-    assert read_log(tmp_path / LOG).keys() == read_log(pair / phase.name / LOG).keys()
+    assert read_log(folder / LOG).keys() == read_log(pair / phase.name / LOG).keys()
     # Losses are logged by one process, of its own half; what they are of the weights is checked on a whole batch.
     course = shop.pretraining()
     losses = []
@@ -68,13 +74,15 @@ def test_two_processes_learn_what_one_does(pair: Path, shop: Workshop, tmp_path:
     assert losses[1] == pytest.approx(losses[0], rel=2e-4)
 
 
-def test_two_processes_go_the_whole_way(pair: Path) -> None:
+def assert_gone_the_whole_way(pair: Path) -> None:
+    """Learning and tuning end with the same figures in both, which are those that are written."""
     found = [json.loads((pair / f"found{rank}.json").read_text()) for rank in (0, 1)]
     assert found[0] == found[1]
     written = json.loads((pair / "whole" / "tuned" / "evaluation.json").read_text())
     assert written["splits"]["test"] == found[0]
 
 
-def test_one_process_writes(pair: Path) -> None:
+def assert_written_by_one(pair: Path) -> None:
+    """There is one log, and one checkpoint."""
     assert sorted(path.name for path in (pair / "dense").iterdir()) == ["checkpoint.pt", "log.csv", "tensorboard"]
     assert len(list((pair / "dense" / "tensorboard").iterdir())) == 1
