@@ -7,12 +7,14 @@ torch came to the graph become numbers, so that a module, its exported program a
 
 from __future__ import annotations
 
+import io
 import logging
 import re
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from typing import Any, Protocol, TypeGuard
 
@@ -134,9 +136,11 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _explained(source: object) -> Iterator[None]:
-    """Torch's many kinds of exception as one, with the first line of the innermost cause."""
+    """Torch's many kinds of exception as one, with the first line of the innermost cause; without the graphs that it prints."""
+    said = io.StringIO()
     try:
-        yield
+        with redirect_stderr(said):
+            yield
     except Exception as error:  # torch.export and the exporter raise whatever their parts raise
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -145,6 +149,7 @@ def _explained(source: object) -> Iterator[None]:
         reason = " ".join(lines[:3])[:500] or type(cause).__name__
         hint = "try torch.export.export on it: whatever that accepts, and torch.onnx can write, is accepted here"
         raise ModelError(f"torch cannot export it: {reason}", where=type(source).__name__, hint=hint) from error
+    sys.stderr.write(said.getvalue())
 
 
 def _snapshot(model: ir.Model) -> frozenset[ir.Value]:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inarch.learning.families import Modality, modality
+from inarch.structure.demand import VALUE_AXES
 
 if TYPE_CHECKING:
     from inarch.structure.lowered import ResolvedAxis
@@ -28,7 +29,6 @@ Flags = npt.NDArray[np.bool_]
 Axes = Mapping[str, "ResolvedAxis"]
 
 UNIT_AXES = ("hidden", "qk", "vo", "vo2")
-VALUE_AXES = ("hidden", "vo", "vo2")
 
 MAX_BASES = 6
 """Segments of units that others read, a row; reader sets beyond these are shown together."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import warnings
 from functools import cache
 from pathlib import Path
@@ -217,13 +218,28 @@ class Branching(nn.Module):
     """Control flow that depends on data."""
 
     def forward(self, x: Tensor) -> Tensor:
+        sys.stderr.write("a branch\n")
         return x if x.sum() > 0 else -x
 
 
-def test_what_torch_cannot_export_is_one_error() -> None:
+def test_what_torch_cannot_export_is_one_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ModelError, match="torch cannot export it") as caught:
         from_torch(Branching(), (torch.randn(3),))
     assert caught.value.hint is not None
+    assert capsys.readouterr() == ("", "")
+
+
+class Speaking(nn.Linear):
+    """It says something whenever it is run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        sys.stderr.write("a line\n")
+        return super().forward(x)
+
+
+def test_what_a_module_says_is_heard(capsys: pytest.CaptureFixture[str]) -> None:
+    from_torch(Speaking(2, 2), (torch.randn(3, 2),))
+    assert "a line" in capsys.readouterr().err
 
 
 def test_a_model_in_memory_is_checked_like_a_file(ffn: Ffn) -> None:

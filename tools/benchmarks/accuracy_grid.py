@@ -138,6 +138,9 @@ def grid() -> Iterator[Cell]:
         for keep in (0.3, 0.2, 0.6, 0.5, 0.4):
             for method in ("joint", "unbound", "prune", "magnitude"):
                 yield Cell("referring", method, keep, seed, distilled=True, taught=True)
+        for method in ("dense", "joint", "prune", "magnitude"):
+            taught = method != "dense"
+            yield Cell("vqa", method, 0.6 if taught else 1.0, seed, distilled=taught, taught=taught)
     for seed in _KEPT:
         for kind in SETTINGS[FIRST].tuning:
             yield Cell(kind, "dense", 1.0, seed)
