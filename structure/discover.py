@@ -316,12 +316,15 @@ def _name_rejections(rejected: list[Rejection]) -> Iterable[Rejection]:
 
 
 def _parameters(model: ir.Model) -> tuple[int, int]:
-    """(numbers, bytes) in the model's floating-point parameters: initializers and Constants, subgraphs included."""
+    """(numbers, bytes) in the model's floating-point parameters: initializers and Constants, subgraphs included.
+
+    What nothing reads is no part of the model, and of no compiled file.
+    """
     numbers = size = 0
     for graph in model.graphs():
         values: list[ir.Value] = list(graph.initializers.values())
         values += [v for n in graph if n.op_type == "Constant" for v in n.outputs]
-        for value in values:
+        for value in (value for value in values if value.uses() or value.is_graph_output() or value.is_graph_input()):
             tensor = constant(value) or value.const_value
             if tensor is not None and tensor.dtype in FLOATS:
                 numbers += int(tensor.size)

@@ -220,7 +220,7 @@ class SiteTable:
     Attributes:
         sites: in the order of the model's graph.
         rejected: what looks like a site and is not compilable, with the reason.
-        parameters: all numbers in the model's floating-point parameters, a tied one counted once.
+        parameters: all numbers in the model's floating-point parameters that anything reads, a tied one counted once.
         bytes: the same in bytes.
         held: parameters of sites that something which is no site reads, too: they stay whole, whatever a plan does.
     """

@@ -74,3 +74,17 @@ def test_nothing_is_held_where_only_sites_read() -> None:
     for form in ("tied_layers", "tied_members", "packed_slice", "constant_weights", "transposed_weights", "layer_scale", "swin"):
         table: SiteTable = discover(canonicalize(build(form, 0).model)).table
         assert table.held == set(), form
+
+
+def test_what_nothing_reads_is_not_counted() -> None:
+    zoo = build("encoder_relu", 0)
+    before = discover(canonicalize(zoo.model)).table
+    tensor = ir.tensor(np.ones((7, 5), np.float32), name="unread")
+    zoo.model.graph.initializers["unread"] = ir.Value(
+        name="unread", shape=ir.Shape((7, 5)), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    table = discover(canonicalize(zoo.model)).table
+    assert (table.parameters, table.bytes) == (before.parameters, before.bytes)
+    result = compile_model(zoo.model, random_plan(np.random.default_rng(0), table, "prune-all", name="m"), cost=SMALL_COST)
+    assert "unread" not in result.model.graph.initializers
+    assert result.lowered.stored == numbers(result.model)
