@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from inarch.learning.settings import Count, FilePath, Seed, Settings
+from inarch.learning.settings import Count, FilePath, Pixels, Seed, Settings
 from inarch.learning.tasks.scenes.world import LEVELS
 
 STRUCTURE_PART = 0.1
@@ -88,7 +88,7 @@ class DrawnSettings(CountedSettings):
     level: str = "medium"
     texts: Count = 8
     judged: Count = 4
-    side: Count = 48
+    side: Pixels = 48
     seed: Seed = 0
 
     @model_validator(mode="after")
@@ -110,7 +110,7 @@ class SpritesSettings(DrawnSettings):
     """Scenes of emoji; see :mod:`inarch.learning.tasks.sprites`. They need more pixels to be told apart."""
 
     task: Literal["sprites"] = "sprites"
-    side: Count = 64
+    side: Pixels = 64
 
 
 class EasyVqaSettings(CountedSettings):
@@ -135,8 +135,8 @@ class FilesSettings(DataSettings):
     held_out: FilePath
     folder: FilePath
     tokenizer: FilePath
-    short: Count = 800
-    longest: Count = 1333
+    short: Pixels = 800
+    longest: Pixels = 1333
     images: Count = 4
     each: Count = 2
 

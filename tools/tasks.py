@@ -71,7 +71,9 @@ Level = Annotated[
 ]
 Side = Annotated[
     int | None,
-    typer.Option("--side", min=16, help="Pixels a side of scenes and sprites.", show_default="the model's, or 48 or 64"),
+    typer.Option(
+        "--side", min=16, max=8192, help="Pixels a side of scenes and sprites.", show_default="the model's, or 48 or 64"
+    ),
 ]
 DataSeed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of scenes and sprites.", show_default="0")]
 Annotations = Annotated[
@@ -86,9 +88,9 @@ Answers = Annotated[
     typer.Option("--answers", metavar="FILE", help="For gqa: MDETR's gqa_answer2id_by_type.json.", show_default=False),
 ]
 Short = Annotated[
-    int | None, typer.Option("--short", min=1, help="Pixels of an image's short side, for these.", show_default="800")
+    int | None, typer.Option("--short", min=1, max=8192, help="Pixels of an image's short side, for these.", show_default="800")
 ]
-Longest = Annotated[int | None, typer.Option("--longest", min=1, help="Most of its long side.", show_default="1333")]
+Longest = Annotated[int | None, typer.Option("--longest", min=1, max=8192, help="Most of its long side.", show_default="1333")]
 Batch = Annotated[
     int | None, typer.Option("--batch", min=1, help="Samples at a time.", show_default="64; 2 for refcoco, gqa and coco")
 ]

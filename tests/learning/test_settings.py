@@ -130,6 +130,7 @@ def test_images_are_dealt_out_to_weights_and_structure() -> None:
         ({"data.task": "easy-vqa", "data.level": "easy"}, r"settings: data\.level: there is no such setting of easy-vqa"),
         ({"data.task": "easy-vqa", "data.scenes": 3601}, r"settings: data\.scenes: .*3600"),
         ({"data.side": 0}, r"settings: data\.side: .*1"),
+        ({"data.side": 10**6}, r"settings: data\.side: .*less than or equal to 8192"),
         ({"data": 3}, "settings: data"),
         ({"structure.kep": 0.5}, r"settings: structure\.kep: there is no such setting$"),
         ({"seed": 3, "seed.x": 1}, r"settings: seed\.x: there is no such setting"),
