@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from inarch.learning.gates import GateSpace, Hard
-from inarch.learning.unit_rows import Key, UnitRows
+from inarch.learning.unit_rows import Key, UnitRows, may_move
 from inarch.structure.demand import VALUE_AXES
 from inarch.structure.units import Indices
 
@@ -39,7 +39,7 @@ def fill(space: GateSpace, hard: Hard, axes: Collection[str]) -> tuple[Hard, Ord
         for spec in specs if base[1] in axes else ():
             grid = (spec.heads, spec.per_head)
             mine, core = hard.keep[spec.key].reshape(grid), hard.keep[base].reshape(grid)
-            if spec.uniform or not core.any() or not _alive(space, hard, spec.key[0]):
+            if not may_move(space.table[spec.key[0]], spec.key[1]) or not core.any() or not _alive(space, hard, spec.key[0]):
                 continue
             rows = np.flatnonzero(core.any(1))
             _, coarse = space.steps(len(rows), spec.per_head)

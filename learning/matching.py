@@ -16,9 +16,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from inarch.learning.families import Family
-from inarch.learning.unit_rows import UnitRows
+from inarch.learning.unit_rows import UnitRows, may_move
 from inarch.structure.demand import unit_axes
-from inarch.structure.legalise import in_head_common
 from inarch.structure.sites import Site
 from inarch.structure.units import Indices
 
@@ -27,7 +26,7 @@ Floats = npt.NDArray[np.float32]
 
 @torch.no_grad()
 def match(families: Sequence[Family], units: UnitRows, parameters: Mapping[str, Tensor]) -> None:
-    """Permute the readers' hidden units in place, most cosine similarity first; heads too, where no table runs over them.
+    """Permute the readers' hidden units in place, most cosine similarity first; heads too, where nothing runs over them.
 
     Args:
         families: who is to share.
@@ -46,9 +45,9 @@ def _match_site(base: Site, reader: Site, units: UnitRows, parameters: Mapping[s
         similar = _directions(units, base.name, axis, parameters) @ _directions(units, reader.name, axis, parameters).T
         size = reader.axes[axis]
         grids[axis] = similar.reshape(size.heads, size.per_head, size.heads, size.per_head)
-    free = {axis: reader.axes[axis].frozen is None and not in_head_common(reader, axis) for axis in grids}
+    free = {axis: reader.axes[axis].frozen is None and may_move(reader, axis) for axis in grids}
     heads = np.arange(reader.heads)
-    if reader.heads > 1 and not _has_head_riders(reader) and "head" not in reader.frozen:
+    if reader.heads > 1 and not _has_head_riders(reader) and not {"head"} & (reader.frozen.keys() | reader.ordered):
         total = np.zeros((reader.heads, reader.heads))
         for axis, grid in grids.items():
             for h in range(reader.heads):

@@ -143,6 +143,9 @@ class UnitRows:
         loose = [m for m in site.members.values() if not any(m.has(other) for other in unit_axes(site))]
         if (order // axis.per_head != old // axis.per_head).any():
             stay += [m.param for m in loose if m.has("head")]
+            stay += ["what is computed for each head"] if "head" in site.ordered else []
+        if factor in site.ordered and (order % axis.per_head != old % axis.per_head).any():
+            stay.append("what is computed for each unit")
         if in_head_common(site, name) and (order % axis.per_head != old % axis.per_head).any():
             stay += [m.param for m in loose if factor in dict(m.factors)] or ["what all heads have in common"]
         if stay:
@@ -159,6 +162,11 @@ class UnitRows:
     def params(self, keys: Iterable[Key]) -> list[str]:
         """Names of the parameters that the rows of these axes lie in."""
         return sorted({slot.param for key in keys for slot in (*self.slots[key], *self.biases[key])})
+
+
+def may_move(site: Site, axis: str) -> bool:
+    """Whether units can change places inside a head: nothing runs along them that is computed, or the same for all heads."""
+    return not in_head_common(site, axis) and AXIS_FACTORS[axis][-1] not in site.ordered
 
 
 def _slot(site: Site, axis: str, member: Member, parameters: Mapping[str, Tensor], device: torch.device) -> Slot:

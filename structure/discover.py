@@ -20,7 +20,7 @@ from inarch.structure.kinds import Found, NotASite, as_ffn, as_msa, attends, is_
 from inarch.structure.members import members_of, riders_of
 from inarch.structure.naming import name_sites
 from inarch.structure.nodes import graphs_in
-from inarch.structure.regions import Region
+from inarch.structure.regions import Region, carries
 from inarch.structure.sites import AXIS_FACTORS, Rejection, Site, SiteTable
 from inarch.structure.views import FLOATS, VIEWS
 
@@ -212,7 +212,8 @@ def _build(candidate: Found, region: Region) -> tuple[Site, Region]:
             frozen.update(dict.fromkeys(sizes, f"{how} its parameter {param.name}"))
     names: tuple[str, ...] = ("hidden", "head", "qk", "vo", "vo2")
     ordered = {name: sizes[name] for name in names if name in sizes}
-    site = Site("", candidate.kind, members, ordered, frozen, candidate.form, 1, uniform)
+    computed = frozenset(name for name in ordered for rider in riders if rider.role is None and carries(rider.layout, (name,)))
+    site = Site("", candidate.kind, members, ordered, frozen, candidate.form, 1, uniform, computed)
     return site, region
 
 
@@ -230,6 +231,7 @@ def _merge_calls(found: list[tuple[Found, Site, Region]]) -> tuple[list[Site], d
                 calls=sites[at].calls + 1,
                 frozen={**site.frozen, **sites[at].frozen},
                 uniform=sites[at].uniform | site.uniform,
+                ordered=sites[at].ordered | site.ordered,
             )
         else:
             at = places[key] = len(sites)

@@ -147,6 +147,8 @@ class Site:
         form: the form it was found in: ``decomposed``, ``Attention``, ``MultiHeadAttention`` ...
         calls: how many call-sites use these weights.
         uniform: factor names whose kept units must be the same in every head (rotary embedding: its table runs over all heads).
+        ordered: factor names that something computed runs along (a bias over heads, gathered from a table as inputs want it):
+            units may go, but not change places.
     """
 
     name: str
@@ -157,6 +159,7 @@ class Site:
     form: str = "decomposed"
     calls: int = 1
     uniform: frozenset[str] = frozenset()
+    ordered: frozenset[str] = frozenset()
 
     @property
     def heads(self) -> int:

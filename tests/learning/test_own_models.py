@@ -18,6 +18,7 @@ from inarch.learning.tasks.courses import Arrays, Part
 from inarch.learning.trainer import accelerator
 from inarch.learning.unit_rows import UnitRows
 from inarch.structure.discover import discover
+from inarch.structure.errors import LoweringError
 from inarch.structure.sites import SiteTable
 
 
@@ -99,3 +100,23 @@ def test_a_module_of_ones_own_is_learned_and_structured(dtype: torch.dtype) -> N
     assert all(torch.equal(dense[name], parameter) for name, parameter in model.named_parameters())
     assert sum(parameter.numel() for parameter in structured.parameters()) == hardened.stored
     assert torch.equal(structured(x), model(x))
+
+
+def test_matching_leaves_heads_where_a_computed_bias_runs_over_them() -> None:
+    """A T5's layers read one table of biases over heads, which the graph gathers: it is no member of any of them."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.T5Config(vocab_size=40, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    torch.manual_seed(0)
+    model, ids = transformers.T5EncoderModel(config).eval(), torch.arange(12).reshape(2, 6)
+    table = discover(from_torch(model, (ids,))).table
+    first, second = (site for site in table.sites if site.kind == "msa")
+    assert first.ordered == second.ordered == {"head"}
+    units, parameters = UnitRows(table, model), dict(model.named_parameters(remove_duplicate=False))
+    before = model(ids).last_hidden_state
+    old = units.read((second.name, "qk"), parameters).detach().clone()
+    match([Family(first.name, (second.name,))], units, parameters)
+    assert not torch.equal(units.read((second.name, "qk"), parameters), old), "inside heads units change places"
+    torch.testing.assert_close(model(ids).last_hidden_state, before, rtol=0, atol=1e-5)
+    heads = np.arange(32).reshape(4, 8)[::-1].reshape(-1)
+    with pytest.raises(LoweringError, match="what is computed for each head would not follow"):
+        units.permute((second.name, "qk"), heads, parameters)
