@@ -8,8 +8,8 @@ model's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,8 @@ class Structured(nn.Module):
     module's.
 
     Args:
-        module: any module; it is not changed but for its mode, and serves as the skeleton of the forward pass. It stays on the
-            device that it is on.
+        module: any module; it is not changed but for its mode, and serves as the skeleton of the forward pass. What is made of it
+            is on its device, and can be moved without it.
         table: the sites of the model in it.
         plan: the plan.
         prefix: where the model stands in the module: ``model.`` for one wrapped with its losses.
@@ -117,6 +117,16 @@ class Structured(nn.Module):
         self._skeleton[0].train(mode)
         return super().train(mode)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Structured:
+        """Move, as ``to`` and ``cuda`` do, what is neither parameter nor buffer, too."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch has no types for it
+        device = next(self.parameters()).device
+        self._axes = [(name, [one.to(device) for one in axes]) for name, axes in self._axes]
+        self._cuts = [replace(cut, kept=cut.kept.to(device)) for cut in self._cuts]
+        self._columns = {name: order.to(device) for name, order in self._columns.items()}
+        self._units.to(device)
+        return self
+
     def dense(self) -> dict[str, Tensor]:
         """The module's parameters in the dense layout, by name: put together from the stored ones, differentiable."""
         model: dict[str, Tensor] = {}
@@ -182,6 +192,10 @@ class _Axis:
     def spelled(self) -> str:
         """What its rows are called among the parameters."""
         return _spelled(f"{self.site}/{self.axis}")
+
+    def to(self, device: torch.device) -> _Axis:
+        """The same on a device."""
+        return replace(self, used=self.used.to(device), units=self.units.to(device), source=self.source.to(device))
 
 
 def _axes(demand: Demand, name: str, sites: Sequence[int], device: torch.device) -> list[_Axis]:

@@ -7,7 +7,7 @@ axis, D numbers in the weight vectors of one unit over all members (its row of u
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -75,6 +75,12 @@ class UnitRows:
                 moved = [m for m in along if m.param in parameters]
                 self.riders[site.name, name] = tuple(_slot(site, name, m, parameters, device) for m in moved)
                 self._fixed[site.name, name] = tuple(m.param for m in along if m not in moved)
+
+    def to(self, device: torch.device) -> UnitRows:
+        """The same with its tensors on a device; changes this one."""
+        for slots in (self.slots, self.biases, self.riders):
+            slots.update({key: tuple(replace(s, index=s.index.to(device)) for s in found) for key, found in slots.items()})
+        return self
 
     def read(self, key: Key, parameters: Mapping[str, Tensor]) -> Tensor:
         """The rows [N, D] of an axis; differentiable."""

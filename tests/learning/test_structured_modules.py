@@ -166,3 +166,13 @@ def test_it_can_be_averaged() -> None:
     averaged.update_parameters(structured)
     x = torch.randn(5, 4)
     torch.testing.assert_close(averaged.eval()(x), structured.eval()(x))
+
+
+def test_it_can_be_moved() -> None:
+    module, table, plan = normed()
+    structured = Structured(module, table, plan).to("meta")
+    assert structured(torch.randn(5, 4, device="meta")).device.type == "meta"
+    assert {tensor.device.type for tensor in structured.state_dict().values()} == {"meta"}
+    assert {tensor.device.type for tensor in module.state_dict().values()} == {"cpu"}
+    half = Structured(module, table, plan).to(torch.bfloat16)
+    assert half(torch.randn(5, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
