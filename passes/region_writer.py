@@ -29,8 +29,9 @@ from inarch.structure.coupling import Projection
 from inarch.structure.dims import product
 from inarch.structure.errors import PassError
 from inarch.structure.graph_edit import Editor, restored_shape
+from inarch.structure.kinds import NONLINEAR
 from inarch.structure.lowered import LoweredSite
-from inarch.structure.regions import FUSED, Region, carries
+from inarch.structure.regions import ELEMENTWISE, FUSED, Region, carries
 from inarch.structure.sites import Site
 
 Key = tuple[int, str | None, int]
@@ -50,6 +51,12 @@ ROLE_AXIS = {
 
 _FOLDED = frozenset({"Transpose", "Mul", "Div", "Identity", "Cast", "Dropout"})
 """Beside one of these ONNX Runtime may turn a MatMul into a FusedMatMul, and would then pack a shared weight twice."""
+
+_MOVED_ALONG = ELEMENTWISE | NONLINEAR | set("Identity Cast Dropout Abs Neg Sqrt Concat Split Slice Pad ReduceMean".split())
+"""Where several inputs of one of these are transposed, ONNX Runtime transposes its result instead, and so on towards a MatMul."""
+
+_FAR = 64
+"""Values that are looked at for a Transpose."""
 
 _RESHAPING = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 
@@ -226,13 +233,14 @@ class _Call:
     def _product(self, anchor: ir.Node, x: ir.Value | None, weight: ir.Value, out: ir.Value, *, apart: bool = False) -> ir.Value:
         """``x W`` that stays a MatMul whatever stands around it.
 
-        ONNX Runtime makes a Gemm of a 2-D MatMul and an Add, and a FusedMatMul of a MatMul beside a Transpose or a scalar
-        scale. Readers of one tensor that end as different operators pack it once each, so such a MatMul is set between Unsqueeze
-        and Squeeze, which copy nothing.
+        ONNX Runtime makes a Gemm of a 2-D MatMul and an Add, and a FusedMatMul of a MatMul beside a scalar scale or a Transpose,
+        which it may first have brought there. Readers of one tensor that end as different operators pack it once each, so such a
+        MatMul is set between Unsqueeze and Squeeze, which copy nothing.
         """
         shape = self.shapes.shape(out)
         before = x.producer() if x is not None else None
         beside = (before is not None and before.op_type in _FOLDED) or any(n.op_type in _FOLDED for n in out.consumers())
+        beside = beside or _behind_transposes(x)
         if not (beside or apart) and shape is not None and len(shape) > 2:
             return self.editor.node(anchor, "MatMul", [x, weight], hint=str(out.name)).outputs[0]
         # Other axes than its neighbours', whose Unsqueeze may become one with theirs.
@@ -441,6 +449,19 @@ class _Call:
         key, version = next(iter(self.made[value].items()))
         old, new = self.cuts.sizes(value, self.w.selection(key))
         self.editor.take_place(node.outputs[0], restored_shape(self.editor, node, node, version, old, new))
+
+
+def _behind_transposes(value: ir.Value | None) -> bool:
+    """Whether a Transpose may be moved up to a value, through what leaves axes in their order."""
+    todo, seen = [value], set[ir.Value | None]()
+    while todo and len(seen) < _FAR:
+        node = item.producer() if (item := todo.pop()) is not None and item not in seen else None
+        seen.add(item)
+        if node is not None and node.op_type == "Transpose":
+            return True
+        if node is not None and node.op_type in _MOVED_ALONG:
+            todo.extend(node.inputs)
+    return False
 
 
 def _unshaped(value: ir.Value | None) -> ir.Value | None:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from inarch.structure.axis_rules import RULES, SOURCES
 from inarch.structure.constants import constant
+from inarch.structure.convolved import convolved
 from inarch.structure.coupling import Coupling, Projection
 from inarch.structure.kinds import Found, NotASite, as_ffn, as_msa, attends, is_residual, origins
 from inarch.structure.members import members_of, riders_of
@@ -125,6 +126,7 @@ def discover(model: ir.Model, coupling: Coupling | None = None) -> Discovery:
     rejected.extend(_disconnected(coupling, taken))
     rejected.extend(_unreadable(coupling))
     rejected.extend(_called(model))
+    rejected.extend(convolved(model.graph))
     sites, regions = _merge_calls(found)
     names = name_sites(sites, [regions[i][0] for i in range(len(sites))])
     named = tuple(replace(site, name=name) for site, name in zip(sites, names, strict=True))

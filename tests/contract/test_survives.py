@@ -273,6 +273,7 @@ class Reader:
         inner: the activation of an FFN; of an MSA, what is scaled where not the scores: ``queries``, right after their
             projection, or ``both`` queries and keys.
         turned: the residual stream is channels-first, so that a Transpose stands right before the projection.
+        posed: it is turned, and what is projected is the sum of two such inputs (a DETR's features and their positions).
         after: what follows the last product: nothing, ``layer scale``, ``scalar`` or ``divided``.
     """
 
@@ -282,6 +283,7 @@ class Reader:
     bias_first: bool = False
     inner: str = ""
     turned: bool = False
+    posed: bool = False
     after: str = ""
 
 
@@ -333,6 +335,9 @@ def readers_model(kind: str, readers: list[Reader], *, tied: bool = False) -> tu
         feeds[f"x{i}"] = rng.standard_normal(sizes, np.float32)
         name = "site" if tied else f"site{i}"
         h = _swap(g, x, rank) if reader.turned else g.norm(x, f"norm{i}", D)
+        if reader.posed:
+            feeds[f"p{i}"] = rng.standard_normal(sizes, np.float32)
+            h = g.op("Add", h, _swap(g, g.input(f"p{i}", ir.DataType.FLOAT, dims), rank))
         y = _msa(g, h, name, reader, rank) if kind == "msa" else _ffn(g, h, name, reader, rank, gated=kind == "gated ffn")
         match reader.after:
             case "layer scale":
@@ -358,7 +363,7 @@ def every_reader(kind: str) -> Iterator[Reader]:
         yield Reader(rows, bias_first=True)
         # Without a bias nothing stands between the product and what is beside it.
         bare = Reader(rows, biases="none")
-        yield replace(bare, turned=True)
+        yield from (replace(bare, turned=True, posed=posed) for posed in (False, True)[: 1 + (kind == "msa")])
         yield from (replace(bare, linear=linear) for linear in ("transpose", "gemm0"))
         yield from (replace(bare, after=after) for after in ("layer scale", "scalar", "divided"))
         yield from (replace(bare, inner=name) for name in inner[kind])
