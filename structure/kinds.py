@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -364,7 +364,10 @@ def _gate(sources: Sequence[Projection]) -> Projection:
 
 
 def is_residual(x: ir.Value, y: ir.Value) -> bool:
-    """Whether ``y``, through scales and norms, is added to a value that ``x`` is, through norms, made of."""
+    """Whether ``y``, through scales and norms, is added to a value that ``x`` is, through norms, made of.
+
+    Or to a sum with that value: parallel blocks may be added one after the other.
+    """
     behind = {x}
     todo = [x]
     while todo and len(behind) < 64:
@@ -389,7 +392,7 @@ def is_residual(x: ir.Value, y: ir.Value) -> bool:
         for node in value.consumers():
             if node.op_type in ("Add", "Sum", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"):
                 others = [v for v in node.inputs[:2] if v is not None and v is not value]
-                if any(v in behind for v in others):
+                if any(v in behind or _added_to(v, behind) for v in others):
                     return True
                 if all(constant(v) is not None for v in others):
                     ahead.append(node.outputs[0])
@@ -399,3 +402,9 @@ def is_residual(x: ir.Value, y: ir.Value) -> bool:
             elif node.op_type in NORM_LIKE or node.op_type == "Mul":
                 ahead.append(node.outputs[0])
     return False
+
+
+def _added_to(value: ir.Value, stream: Collection[ir.Value]) -> bool:
+    """Whether a value is the sum of one in a stream and of something else."""
+    node = value.producer()
+    return node is not None and node.op_type in ("Add", "Sum") and any(v in stream for v in node.inputs if v is not None)
