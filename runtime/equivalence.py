@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -418,16 +418,22 @@ def _check(context: _Context, right: Array, result: dict[str, Array] | RuntimeFa
 
 
 def _something_compared(checks: Sequence[OutputCheck]) -> tuple[OutputCheck, ...]:
-    """Fail outputs of which no case had anything finite to compare: nothing was shown about them."""
+    """Fail outputs of which no case had anything finite to compare, and all where all are empty: nothing was shown about them."""
     compared: dict[str, int] = {}
     for check in checks:
         compared[check.output] = compared.get(check.output, 0) + check.compared
+    if not any(check.total for check in checks):
+        return tuple(_failed(check, "every output is empty in every case, so nothing was compared") for check in checks)
     return tuple(
-        OutputCheck(**{**asdict(check), "ok": False, "reason": "the reference is finite nowhere, so nothing was compared"})
+        _failed(check, "the reference is finite nowhere, so nothing was compared")
         if check.ok and check.total and not compared[check.output]
         else check
         for check in checks
     )
+
+
+def _failed(check: OutputCheck, reason: str) -> OutputCheck:
+    return replace(check, ok=False, reason=reason) if check.ok else check
 
 
 def _difference(right: Array, other: Array) -> tuple[float, float, int]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
+
+from inarch.structure.views import VIEWS
 
 _PRODUCTS = frozenset(
     {"MatMul", "Gemm", "Conv", "Einsum", "Attention", "MultiHeadAttention", "GroupQueryAttention", "FusedMatMul", "MatMulInteger"}
@@ -16,7 +19,7 @@ class Precision:
     """How exact a model can be.
 
     Attributes:
-        name: of the type that most of its weights are stored in.
+        name: of the type.
         eps: rounding of that type.
         cap: relative error that is never exceeded by rounding alone, as this project defines equivalence.
     """
@@ -34,19 +37,57 @@ _PRECISIONS = {
 }
 
 
+_NARROW = {kind: kind.name.lower() for kind in ir.DataType if kind.name in ("INT8", "UINT8", "INT4", "UINT4")}
+
+
 def precision_of(model: ir.Model) -> Precision:
-    """The precision in which most of a model's floating-point bytes are stored."""
-    sizes = dict.fromkeys(_PRECISIONS, 0)
-    for value in model.graph.initializers.values():
-        if value.const_value is not None and value.const_value.dtype in sizes:
-            sizes[value.const_value.dtype] += value.const_value.nbytes
-    for node in model.graph:
-        if node.op_type == "Constant" and "value" in node.attributes:
-            tensor = node.attributes["value"].as_tensor()
-            if tensor.dtype in sizes:
-                sizes[tensor.dtype] += tensor.nbytes
+    """The precision that a model computes in: that of most of the weights of its products, as these read them.
+
+    A weight that is stored in half precision and cast before its product is a weight in single precision.
+    """
+    products, others = dict.fromkeys(_PRECISIONS, 0), dict.fromkeys(_PRECISIONS, 0)
+    for value, tensor in _weights(model):
+        for is_product, kind in set(_reads(value, tensor.dtype)):
+            if kind in _PRECISIONS:
+                (products if is_product else others)[kind] += tensor.size
+    sizes = products if any(products.values()) else others
     best = max(sizes, key=lambda dtype: sizes[dtype])
     return _PRECISIONS[best if sizes[best] else ir.DataType.FLOAT]
+
+
+def stored_in(model: ir.Model) -> str:
+    """The type that most bytes of a model's weights are stored in: fp32, fp16, int8 ..."""
+    names = {kind: precision.name for kind, precision in _PRECISIONS.items()} | _NARROW
+    sizes = dict.fromkeys(names.values(), 0)
+    for _, tensor in _weights(model):
+        if tensor.dtype in names:
+            sizes[names[tensor.dtype]] += tensor.nbytes
+    best = max(sizes, key=lambda name: sizes[name])
+    return best if sizes[best] else "fp32"
+
+
+def _reads(value: ir.Value, kind: ir.DataType) -> Iterator[tuple[bool, ir.DataType]]:
+    """Whether it is a product that reads a weight, and as which type; for every reader."""
+    for node, place in value.uses():
+        if place == 0 and node.op_type == "Cast":
+            yield from _reads(node.outputs[0], ir.DataType(node.attributes["to"].as_int()))
+        elif place == 0 and node.op_type == "DequantizeLinear":
+            scale = node.inputs[1].const_value if node.inputs[1] is not None else None
+            yield from _reads(node.outputs[0], ir.DataType.FLOAT if scale is None else scale.dtype)
+        elif place == 0 and node.op_type in VIEWS:
+            for output in node.outputs:
+                yield from _reads(output, kind)
+        else:
+            yield node.op_type in _PRODUCTS, kind
+
+
+def _weights(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            yield value, value.const_value
+    for node in model.graph:
+        if node.op_type == "Constant" and "value" in node.attributes:
+            yield node.outputs[0], node.attributes["value"].as_tensor()
 
 
 def depth(model: ir.Model) -> int:

@@ -15,6 +15,8 @@ from inarch.runtime.session import ModelLike, Session, SessionOptions, load, mod
 from inarch.runtime.sharing import array_digest, tensor_bytes
 from inarch.structure.nodes import every_node
 
+_NARROW = frozenset(kind for kind in ir.DataType if kind.name in ("INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2"))
+
 PLANNED_KEY = "inarch.planned"
 """Model metadata: how many parameters the plan counts."""
 
@@ -25,7 +27,8 @@ class SizeReport:
 
     Attributes:
         planned: parameters that the plan counts, where the model or the caller says so.
-        stored: floating-point numbers in the file, an initializer counted once however many read it.
+        stored: numbers in the file, floating-point ones and those of quantised matrices, an initializer counted once however many
+            read it.
         unique: the same, initializers with equal values counted once together.
         file_bytes: the model file and the external data files it names.
         tensor_bytes: bytes of all tensors in it.
@@ -67,7 +70,7 @@ def measure_size(
         stored = unique = unique_bytes = 0
         seen: set[str] = set()
         for tensor in _all_tensors(loaded):
-            numbers = tensor.size if tensor.dtype.is_floating_point() else 0
+            numbers = tensor.size if tensor.dtype.is_floating_point() or _is_quantised(tensor) else 0
             stored += numbers
             digest = _digest(tensor)
             if digest not in seen:
@@ -100,6 +103,11 @@ def _all_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     for node in every_node(model.graph):
         if node.op_type == "Constant" and "value" in node.attributes:
             yield node.attributes["value"].as_tensor()
+
+
+def _is_quantised(tensor: ir.TensorProtocol) -> bool:
+    """Whether it is a matrix of a quantised model; zero points and indices are none."""
+    return tensor.dtype in _NARROW and len(tensor.shape) >= 2
 
 
 def _digest(tensor: ir.TensorProtocol) -> str:

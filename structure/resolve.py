@@ -100,7 +100,11 @@ class Binding:
 
 
 def bind(plan: Plan, table: SiteTable) -> Binding:
-    """Bind each site of a plan to a site of the model: by name, else by parameter names, else by position."""
+    """Bind each site of a plan to a site of the model: by name, else by parameter names, else by position.
+
+    Where its parameters are another site's than its name says, neither is believed. Exporters rename parameters, so names that
+    the model does not have say nothing.
+    """
     binding = Binding()
     numbers = {site.name: number for number, site in enumerate(table.sites)}
     rejected = {rejection.name: rejection.reason for rejection in table.rejected}
@@ -108,7 +112,12 @@ def bind(plan: Plan, table: SiteTable) -> Binding:
     for name, site in plan.sites.items():
         number = numbers.get(name)
         if number is not None and _misfit(site, table.sites[number]) is None:
-            binding.sites[name] = number
+            other = _anothers_matrices(site, table.sites[number], table)
+            if other is None:
+                binding.sites[name] = number
+            else:
+                what = f"the model has a site of this name, but its parameters are those of {other!r} there"
+                binding.errors.append(AmbiguousSiteError(what, where=json_path("sites", name, "members")))
         elif name in rejected:
             binding.errors.append(_cannot_compile(rejected[name], json_path("sites", name)))
         else:
@@ -186,6 +195,13 @@ def _misfit(plan: SitePlan, site: Site) -> tuple[tuple[str, ...], str] | None:
         if theirs.size != axis.size:
             return ("axes", name, "size"), f"the plan says {axis.size} units, the model's site has {theirs.size}"
     return None
+
+
+def _anothers_matrices(plan: SitePlan, named: Site, table: SiteTable) -> str | None:
+    """The site whose matrices the plan names where they are not the site's that it names."""
+    if _same_matrices(plan, named):
+        return None
+    return next((site.name for site in table.sites if site is not named and _same_matrices(plan, site)), None)
 
 
 def _same_matrices(plan: SitePlan, site: Site) -> bool:

@@ -174,7 +174,7 @@ def _compare(
     from inarch.runtime.memory import measure_memory
     from inarch.runtime.multiplications import count_multiplications
     from inarch.runtime.placement import measure_placement
-    from inarch.runtime.precision import precision_of
+    from inarch.runtime.precision import stored_in
     from inarch.runtime.providers import CPU
     from inarch.runtime.session import load
     from inarch.runtime.size import measure_size
@@ -191,7 +191,7 @@ def _compare(
         report("memory and size", done, len(paths))
         memory = measure_memory(path, case, providers=(provider,))
         size = measure_size(path, providers=(provider,))
-        precision = precision_of(load(path)).name
+        precision = stored_in(load(path))
         work = count_multiplications(path, case.feeds, provider)
         models[name] = Measured(size, memory, latency.get(name, ()), placements[name], precision, work)
     report("memory and size", len(paths), len(paths))

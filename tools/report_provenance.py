@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inarch import __version__
+from inarch.structure.cost import shipped_name
 from inarch.structure.plan import plan_hash
 from inarch.tools import report_words as words
 from inarch.tools.report_data import Provenance
@@ -110,12 +111,19 @@ def _plain(value: Any) -> str:
     return text if len(text) <= 200 else ""
 
 
+def cost_options(metadata: Mapping[str, str]) -> str:
+    """The options of compile that choose the cost table that a file was compiled with."""
+    digest, _, prefer = metadata.get("inarch.cost", "").partition(":")
+    name = shipped_name(digest) if digest else "cpu"
+    return ("" if name == "cpu" else f" --cost {name or 'TABLE.json'}") + (f" --prefer {prefer}" if prefer else "")
+
+
 def _commands(run: RunFolder, source: Path | None) -> tuple[str, ...]:
     """The commands that fill such a folder, for one that does not say how it was made."""
     model = source.name if source else "model.onnx"
     compiled = "compiled.onnx"
     return (
-        f"inarch compile {model} {run.plan_file} -o {compiled} --json > compile.json",
+        f"inarch compile {model} {run.plan_file} -o {compiled}{cost_options(metadata_of(run))} --json > compile.json",
         f"inarch verify {model} {run.plan_file} {compiled} --json > verify.json",
         f"inarch bench {model} {compiled} --json > bench.json",
     )

@@ -42,10 +42,11 @@ class UnreachableError(InarchError):
 
     def __init__(self, keep: float, reachable: float, method: str) -> None:
         self.reachable = reachable
+        less = f"ask for at least {reachable:.4f}, or let more of each layer go (a smaller minimum, --minimum)"
         super().__init__(
             f"the {method} planner cannot keep only {keep:.4g} of the model's parameters, {reachable:.4f} is the smallest",
             where="--keep",
-            hint=f"ask for at least {reachable:.4f}, or let more of each layer go (a smaller minimum, --minimum)",
+            hint=less if reachable < 1 else "no site of this model can be changed: it has none, or their weights are tied",
         )
 
 

@@ -12,7 +12,7 @@ import pytest
 from inarch.compiler.reference import apply_by_values
 from inarch.runtime.equivalence import EquivalenceReport, compare
 from inarch.runtime.inputs import Case, make_cases
-from inarch.runtime.precision import depth, precision_of
+from inarch.runtime.precision import depth, precision_of, stored_in
 from inarch.runtime.session import Session
 from inarch.structure.errors import RuntimeFailure
 
@@ -175,6 +175,35 @@ def test_depth_and_precision_are_the_models(built: Handmade) -> None:
     assert depth(built.model) == 2 * (4 + 2)  # q or k, scores, weights, o; up, down
     assert precision_of(built.model).name == "fp32"
     assert precision_of(encoder(dtype=np.float16).model).name == "fp16"
+
+
+def test_weights_that_are_cast_before_their_products_are_what_they_are_cast_to() -> None:
+    model = encoder().model
+    for value in list(model.graph.initializers.values()):
+        assert value.const_value is not None
+        stored = ir.Value(name=f"{value.name}.half", const_value=ir.tensor(value.const_value.numpy().astype(np.float16)))
+        model.graph.initializers[f"{value.name}.half"] = stored
+        cast = ir.node("Cast", [stored], {"to": int(ir.DataType.FLOAT)})
+        cast.outputs[0].name = f"{value.name}.single"
+        model.graph.insert_before(model.graph[0], cast)
+        value.replace_all_uses_with(cast.outputs[0])
+        del model.graph.initializers[str(value.name)]
+    assert (precision_of(model).name, stored_in(model)) == ("fp32", "fp16")
+
+
+def test_empty_outputs_show_nothing() -> None:
+    def model(slope: float) -> ir.Model:
+        x = ir.Value(name="x", shape=ir.Shape(["n"]), type=ir.TensorType(ir.DataType.FLOAT))
+        node = ir.node("LeakyRelu", [x], {"alpha": slope})
+        node.outputs[0].name = "y"
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        return ir.Model(ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 20}, name="g"), ir_version=10)
+
+    empty = Case("empty", {"x": np.zeros(0, np.float32)})
+    report = compare(model(0.1), model(0.2), [empty])
+    assert not report.ok
+    assert report.outputs[0].reason == "every output is empty in every case, so nothing was compared"
+    assert compare(model(0.1), model(0.1), [empty, Case("full", {"x": -np.ones(3, np.float32)})]).ok
 
 
 def test_half_precision_has_its_own_tolerance() -> None:

@@ -164,6 +164,13 @@ def test_refuses_what_it_cannot_reach_and_reaches_what_it_names(method: str) -> 
     assert abs(result.kept_model - reachable) <= 0.01
 
 
+def test_a_model_without_sites_says_so() -> None:
+    table, weights = model([], rest=100)
+    with pytest.raises(UnreachableError, match="is the smallest") as caught:
+        run(table, weights, Options(0.5, "magnitude"))
+    assert caught.value.hint == "no site of this model can be changed: it has none, or their weights are tied"
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -213,6 +213,25 @@ def test_one_site_of_the_model_is_not_bound_twice() -> None:
     assert isinstance(error, BindingError)
 
 
+def test_a_name_and_the_parameters_of_another_site_are_ambiguous() -> None:
+    table = table_of(ffn("a", 6), ffn("b", 6))
+    document = whole(table)
+    sites = document["sites"]
+    sites["a"]["members"], sites["b"]["members"] = sites["b"]["members"], sites["a"]["members"]
+    error = refused(document, table)
+    assert (type(error), error.where) == (e.AmbiguousSiteError, 'sites["a"].members')
+    assert "parameters are those of 'b'" in str(error)
+
+
+def test_names_that_the_model_does_not_have_say_nothing() -> None:
+    table = table_of(ffn("a", 6), ffn("b", 6))
+    document = whole(table)
+    for member in document["sites"]["a"]["members"].values():
+        if member is not None:
+            member["param"] = f"onnx::{member['param']}"
+    assert bind(plan_of(document), table).sites == {"a": 0, "b": 1}
+
+
 def test_parameters_of_several_sites_are_ambiguous() -> None:
     document = whole(table_of(ffn("a", 6), ffn("b", 6)))
     table = table_of(ffn("x", 6, prefix="a"), ffn("y", 6, prefix="a"))

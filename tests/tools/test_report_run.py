@@ -13,9 +13,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from inarch.structure.cost import SHIPPED, cost_hash
 from inarch.structure.errors import InarchError
 from inarch.tools import report_page, report_run
-from inarch.tools.report_provenance import file_facts
+from inarch.tools.report_provenance import cost_options, file_facts
 
 
 def a_model(path: Path) -> None:
@@ -81,3 +82,17 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", without)
     with pytest.raises(InarchError, match=r"inarch\[report\]"):
         report_page._environment()
+
+
+@pytest.mark.parametrize(
+    ("cost", "options"),
+    [
+        (None, ""),
+        (cost_hash(SHIPPED["cpu"]), ""),
+        (f"{cost_hash(SHIPPED['cpu'])}:latency", " --prefer latency"),
+        (cost_hash(SHIPPED["gpu"]), " --cost gpu"),
+        (f"{'0' * 64}:size", " --cost TABLE.json --prefer size"),
+    ],
+)
+def test_what_chooses_the_cost_table_is_repeated(cost: str | None, options: str) -> None:
+    assert cost_options({} if cost is None else {"inarch.cost": cost}) == options
