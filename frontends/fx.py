@@ -48,7 +48,7 @@ def is_program(source: object) -> TypeGuard[torch.export.ExportedProgram]:
 
 def from_torch(
     source: nn.Module | torch.export.ExportedProgram,
-    args: Sequence[Any] = (),
+    args: Sequence[Any] | torch.Tensor = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic_shapes: Any = None,
@@ -62,7 +62,7 @@ def from_torch(
 
     Args:
         source: a module, an FX graph module, or an exported program. It is not changed.
-        args: example inputs of a module, by position; an exported program has its own.
+        args: example inputs of a module, by position, or one tensor; an exported program has its own.
         kwargs: example inputs, by name.
         dynamic_shapes: which axes may change, as ``torch.export.export`` takes them.
         input_names: names of the inputs; torch's own by default.
@@ -78,6 +78,7 @@ def from_torch(
     Raises:
         ModelError: example inputs are missing, or torch cannot export it; with torch's reason.
     """
+    args = (args,) if isinstance(args, torch.Tensor) else tuple(args)
     if isinstance(source, torch.export.ExportedProgram):
         program = source
     elif not args and not kwargs:
@@ -86,7 +87,7 @@ def from_torch(
         with _quiet(), _explained(source):
             program = torch.export.export(
                 source,
-                tuple(args),
+                args,
                 dict(kwargs or {}),
                 dynamic_shapes=dynamic_shapes,
                 strict=False,

@@ -204,6 +204,14 @@ def load_npz(path: str | Path, names: Sequence[str] = ()) -> tuple[Case, ...]:
     return tuple(Case(name, feeds) for name, feeds in groups.items())
 
 
+def as_cases(inputs: Sequence[Case | Mapping[str, npt.ArrayLike]]) -> tuple[Case, ...]:
+    """Cases as they are, and mappings from input names to arrays as cases."""
+    return tuple(
+        one if isinstance(one, Case) else Case(f"inputs {number}", {name: np.asarray(array) for name, array in one.items()})
+        for number, one in enumerate(inputs)
+    )
+
+
 def check_cases(cases: Sequence[Case], session: Session) -> Cases:
     """Keep the user's cases that the original model runs.
 

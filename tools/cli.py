@@ -1,16 +1,19 @@
 """The ``inarch`` command.
 
-Exit codes: 0 ok, 1 a check failed, 2 bad input, 3 a defect of inarch, 130 interrupted. Errors are one message on stderr;
-``--debug`` adds the traceback, ``--json`` makes them JSON.
+Exit codes: 0 ok, 1 a check failed, 2 bad input, 3 a defect of inarch, 130 interrupted, 143 ended by SIGTERM. Errors are one
+message on stderr; ``--debug`` adds the traceback, ``--json`` makes them JSON.
 """
 
 from __future__ import annotations
 
 import gc
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -35,7 +38,7 @@ from inarch.tools import (
     verify,
 )
 
-OK, FAILED, BAD_INPUT, DEFECT, INTERRUPTED = 0, 1, 2, 3, 130
+OK, FAILED, BAD_INPUT, DEFECT, INTERRUPTED, ENDED = 0, 1, 2, 3, 130, 128 + signal.SIGTERM
 
 app = typer.Typer(
     name="inarch",
@@ -98,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = typer.main.get_command(app)
     completion.prepare()
     try:
-        result = command.main(args=arguments, prog_name="inarch", standalone_mode=not as_json)
+        with _ended_cleanly():
+            result = command.main(args=arguments, prog_name="inarch", standalone_mode=not as_json)
         code = result if isinstance(result, int) else OK
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else BAD_INPUT
@@ -121,6 +125,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED:
         render.err().print("interrupted")
     return code
+
+
+@contextmanager
+def _ended_cleanly() -> Iterator[None]:
+    """A process that is asked to end cleans up first: no half a file and no temporary folder stays."""
+
+    asked = False
+
+    def leave(*_: object) -> NoReturn:
+        nonlocal asked
+        asked = True
+        raise SystemExit(ENDED)
+
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    except Exception:
+        if asked:  # an import, say, makes an error of its own of what ends it
+            raise SystemExit(ENDED) from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _show_defect(error: Exception, *, as_json: bool) -> None:

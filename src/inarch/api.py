@@ -19,6 +19,8 @@ import onnx
 import onnx_ir as ir
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from inarch.compiler.compile import CompileResult
     from inarch.runtime.inputs import Case
     from inarch.runtime.verify import Verification
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from inarch.structure.plan import Plan
     from inarch.structure.planners import PlanResult, Progress
 
-    Inputs = str | os.PathLike[str] | Sequence[Case]
+    Inputs = str | os.PathLike[str] | Sequence[Case | Mapping[str, npt.ArrayLike]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Example:
 
     Attributes:
         module: the module; it is not changed, and its weights are copied when it is read.
-        args: inputs by position.
+        args: inputs by position, or one tensor.
         kwargs: inputs by name.
         dynamic_shapes: which axes may change, as ``torch.export.export`` takes them; all are fixed by default.
         options: further options of :func:`inarch.frontends.fx.from_torch`.
@@ -112,10 +114,20 @@ def open_plan(plan: str | os.PathLike[str] | Plan) -> Plan:
 
     Raises:
         PlanError: the file is no valid plan.
+        InarchError: it is neither a plan nor a path.
     """
+    from inarch.structure.errors import InarchError
     from inarch.structure.plan import Plan, load_plan
 
-    return plan if isinstance(plan, Plan) else load_plan(plan)
+    if isinstance(plan, Plan):
+        return plan
+    given: object = plan
+    text = isinstance(given, str) and given.lstrip().startswith("{")
+    if text or not isinstance(given, str | os.PathLike):
+        what = "a plan's text" if text else f"a {type(given).__name__}"
+        hint = "give an inarch.Plan or a file's path; inarch.structure.plan.parse_plan reads text"
+        raise InarchError(f"{what} is no path of a plan", where="plan", hint=hint)
+    return load_plan(plan)
 
 
 def open_cost(cost: str | os.PathLike[str] | CostTable | None) -> CostTable:
@@ -303,7 +315,7 @@ def verify(
         original: the model that was compiled; for a torch module its export, see :func:`open_model`.
         plan: what it was compiled with.
         compiled: the result.
-        inputs: an ``.npz`` file or cases of your own; made to fit the graph by default.
+        inputs: an ``.npz`` file or cases of your own, mappings from input names to arrays; made to fit the graph by default.
         seed: of the inputs that are made.
         provider: where ONNX Runtime runs: ``cpu``, ``cuda``, ``webgpu``, ``openvino``, or any other provider that it has.
         threads: intra-op threads; 0 leaves it to ONNX Runtime.
@@ -315,14 +327,18 @@ def verify(
     Raises:
         InarchError: a bad model or plan, or ONNX Runtime is missing, has no such provider or refuses the original.
     """
+    from inarch.runtime.inputs import as_cases
     from inarch.runtime.providers import resolve_provider
     from inarch.runtime.verify import verify
+    from inarch.structure.errors import InarchError
 
+    if seed < 0:
+        raise InarchError(f"{seed} is no seed", where="seed", hint="0 or more")
     return verify(
         _runnable(original),
         open_plan(plan),
         _runnable(compiled),
-        inputs=inputs,
+        inputs=inputs if inputs is None or isinstance(inputs, str | os.PathLike) else as_cases(inputs),
         seed=seed,
         providers=(resolve_provider(provider),),
         threads=threads,

@@ -73,7 +73,7 @@ def test_what_is_cheap_is_run_in_order(inarch: Run, model: Path, monkeypatch: py
 
 def test_the_exit_codes_are_those_of_the_program() -> None:
     codes = {int(code) for code in re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)}
-    assert codes == {cli.OK, cli.FAILED, cli.BAD_INPUT, cli.DEFECT, cli.INTERRUPTED}
+    assert codes == {cli.OK, cli.FAILED, cli.BAD_INPUT, cli.DEFECT, cli.INTERRUPTED, cli.ENDED}
 
 
 def test_the_limits_on_the_page_are_those_that_are_shipped() -> None:

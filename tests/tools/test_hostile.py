@@ -265,10 +265,9 @@ def test_a_full_disk_leaves_the_old_model(inarch: Run, model: Path, plan: Path, 
     assert content(model.parent) == before
 
 
-def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "inarch", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "inarch", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | environment)
 
 
 def test_a_killed_process_leaves_nothing_that_looks_like_a_model(inarch: Run, plan: Path, tmp_path: Path) -> None:
@@ -287,6 +286,22 @@ def test_a_killed_process_leaves_nothing_that_looks_like_a_model(inarch: Run, pl
     assert inarch("compile", model, plan, "-o", out).code == 0
     assert inarch("verify", model, plan, out).code == 0
     assert not [path.name for path in out.parent.iterdir() if path.name.endswith(".partial")]
+
+
+def test_a_process_that_is_asked_to_end_cleans_up(inarch: Run, plan: Path, tmp_path: Path) -> None:
+    model, out, temporary = tmp_path / "model.onnx", tmp_path / "out" / "c.onnx", tmp_path / "tmp"
+    for folder in (out.parent, temporary):
+        folder.mkdir()
+    assert inarch("compile", model, plan, "-o", out).code == 0
+    before = content(tmp_path)
+    process = start("verify", model, plan, out, TMPDIR=str(temporary))
+    while process.poll() is None and not list(temporary.glob("inarch*")):
+        time.sleep(0.001)
+    process.terminate()
+    process.communicate()
+    assert process.returncode in (143, 0)  # 0: it was done before
+    assert {name: kept for name, kept in content(tmp_path).items() if not name.startswith("tmp/")} == before
+    assert not list(temporary.glob("inarch*"))
 
 
 def sparse_table(path: Path, rows: int) -> None:
