@@ -185,6 +185,8 @@ def load(model: ModelLike) -> ir.Model:
         return model
     try:
         return ir.load(model)
+    except FileNotFoundError as error:
+        raise RuntimeFailure("there is no such file", where=str(error.filename or model)) from error
     except Exception as error:  # onnx raises DecodeError, OSError, ValueError or KeyError, whatever is wrong with the file
         raise RuntimeFailure(f"cannot be read: {short_message(error)}", where=str(model)) from error
 

@@ -35,7 +35,9 @@ def run(
         str | None,
         typer.Option("--threads", metavar="N,N", help="Thread counts to time; 1,2 on the CPU.", show_default=False),
     ] = None,
-    pairs: Annotated[int, typer.Option("--pairs", help="Interleaved timed pairs of each size and thread count.")] = 30,
+    pairs: Annotated[
+        int, typer.Option("--pairs", help="Interleaved timed pairs, 30 or more, of each size and thread count.")
+    ] = 30,
     batches: Annotated[
         str | None, typer.Option("--batches", metavar="N,N", help="Time these batch sizes, e.g. 1,4,16.", show_default=False)
     ] = None,

@@ -442,7 +442,9 @@ def _load(file: Path) -> Any:
     except OSError as error:
         raise InarchError(f"cannot be read: {error.strerror or error}", where=str(file)) from error
     except (ValueError, RecursionError) as error:
-        hint = "a command that failed leaves an empty file: run it again" if not file.stat().st_size else None
+        hint = "a command that failed leaves an empty file: run it again"
+        if file.stat().st_size:
+            hint = "if it is none of inarch's, move it elsewhere"
         raise InarchError(f"is no JSON: {error}", where=str(file), hint=hint) from None
 
 

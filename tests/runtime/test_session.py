@@ -60,6 +60,8 @@ def test_a_bad_model_is_refused(tmp_path: Path) -> None:
         Session(tmp_path / "missing.onnx")
     with pytest.raises(RuntimeFailure, match="cannot be read"):
         load(tmp_path / "bad.onnx")
+    with pytest.raises(RuntimeFailure, match=r"missing\.onnx: there is no such file"):
+        load(tmp_path / "missing.onnx")
 
 
 def test_a_provider_that_is_not_there_is_refused() -> None:
