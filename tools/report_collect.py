@@ -28,7 +28,7 @@ from inarch.tools.report_data import (
     Step,
 )
 from inarch.tools.report_files import Bench, Compiled, EvaluationFile, Latency, RunFolder, Timing, Verified, read_folder
-from inarch.tools.report_provenance import metadata_of, provenance_of
+from inarch.tools.report_provenance import compiled_file, metadata_of, model_files, provenance_of
 from inarch.tools.report_structure import Structure, structure_of
 from inarch.tools.report_summary import figures_of, state_of, summary_of
 
@@ -309,6 +309,14 @@ def notes_of(run: RunFolder, structure: Structure) -> list[str]:
     made_with = metadata_of(run).get("inarch.plan")
     if made_with and made_with != plan_hash(run.plan):
         notes.append(f"The compiled model was made with another plan than {run.plan_file}: with that of hash {made_with[:12]}.")
+    file = compiled_file(run)
+    size = sum(part.stat().st_size for part in model_files(file) if part.exists()) if file is not None and run.benches else None
+    for bench in run.benches if size is not None else ():
+        if bench.compiled.size.file_bytes != size:
+            notes.append(
+                f"The bench on {bench.inputs or 'these inputs'} measured a file of {bench.compiled.size.file_bytes:,} bytes, the "
+                f"compiled model here has {size:,}: the figures under Speed may be of another file."
+            )
     return notes
 
 

@@ -55,12 +55,8 @@ def compiled_file(run: RunFolder) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def file_facts(path: Path) -> tuple[int, str]:
-    """Bytes of a model and sha256 (hex) over the model file and then the data files that it names, in the order of their names.
-
-    Raises:
-        InarchError: a data file is missing.
-    """
+def model_files(path: Path) -> tuple[Path, ...]:
+    """A model's file, and the data files that it names, in the order of their names."""
     import onnx
 
     from inarch.frontends.protos import tensors_of
@@ -68,8 +64,17 @@ def file_facts(path: Path) -> tuple[int, str]:
     proto = onnx.load_model(path, load_external_data=False)
     outside = [t for t in tensors_of(proto) if t.data_location == onnx.TensorProto.EXTERNAL]
     data = {entry.value for tensor in outside for entry in tensor.external_data if entry.key == "location"}
+    return (path, *(path.parent / name for name in sorted(data)))
+
+
+def file_facts(path: Path) -> tuple[int, str]:
+    """Bytes of a model and sha256 (hex) over the model file and then the data files that it names, in the order of their names.
+
+    Raises:
+        InarchError: a data file is missing.
+    """
     digest, size = hashlib.sha256(), 0
-    for file in (path, *(path.parent / name for name in sorted(data))):
+    for file in model_files(path):
         with file.open("rb") as opened:
             while block := opened.read(1 << 20):
                 digest.update(block)

@@ -25,6 +25,7 @@ from inarch.structure.resolve import AxisDecision, build_plan
 from inarch.structure.sites import SiteTable
 from inarch.tools import report_run
 from inarch.tools.evaluate import Outcome
+from inarch.tools.report_provenance import file_facts
 
 from tests.zoo.towers import two_tower
 
@@ -59,7 +60,9 @@ def make_run(folder: Path) -> Path:
     cases = [Case("words and patches", zoo.inputs(np.random.default_rng(1), 0))]
     found = verify(model, plan, compiled, inputs=cases)
     report_run.write(folder, report_run.VERIFY, {"format": "inarch.verified/1", **found.to_json()})
-    report_run.write(folder, report_run.BENCH, bench_document())
+    bench = bench_document()
+    bench["compiled"]["size"]["file_bytes"] = file_facts(folder / "compiled.onnx")[0]
+    report_run.write(folder, report_run.BENCH, bench)
     for kind in ("referring", "vqa"):
         task, first, second = judged(kind)
         report_run.write_accuracy(folder, task, Outcome(second, first, compare(first.evaluation, second.evaluation)))

@@ -147,6 +147,9 @@ def test_files_of_two_runs_are_seen(folder: Path) -> None:
     plan = load_plan(folder / "plan.json")
     save_plan(plan.model_copy(update={"provenance": {"by": "another hand"}}), folder / "plan.json")
     assert "was made with another plan than plan.json" in collect(folder).notes[0]
+    assert len(collect(folder).notes) == 1
+    rewrite(folder / "bench.json", compiled=bench_document()["compiled"])
+    assert "measured a file of 200,000 bytes" in collect(folder).notes[1]
     rewrite(folder / "compile.json", planned_parameters=7)
     assert any("may be of another plan" in note for note in collect(folder).notes)
     rewrite(folder / "compile.json", parameters=7)
