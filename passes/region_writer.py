@@ -90,7 +90,8 @@ class RegionWriter:
         """
         call = _Call(self, region)
         for node in region.nodes:
-            call.visit(node)
+            if node.graph is self._editor.graph:  # and not gone already, since nothing reads it any more
+                call.visit(node)
         call.hand_over()
 
     def selection(self, key: Key) -> Selection:
