@@ -37,7 +37,8 @@ _PRECISIONS = {
 }
 
 
-_NARROW = {kind: kind.name.lower() for kind in ir.DataType if kind.name in ("INT8", "UINT8", "INT4", "UINT4")}
+NARROW = {kind: kind.name.lower() for kind in ir.DataType if kind.name in ("INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2")}
+"""Types that weights are quantised to, and what they are called."""
 
 
 def precision_of(model: ir.Model) -> Precision:
@@ -57,7 +58,7 @@ def precision_of(model: ir.Model) -> Precision:
 
 def stored_in(model: ir.Model) -> str:
     """The type that most bytes of a model's weights are stored in: fp32, fp16, int8 ..."""
-    names = {kind: precision.name for kind, precision in _PRECISIONS.items()} | _NARROW
+    names = {kind: precision.name for kind, precision in _PRECISIONS.items()} | NARROW
     sizes = dict.fromkeys(names.values(), 0)
     for _, tensor in _weights(model):
         if tensor.dtype in names:

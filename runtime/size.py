@@ -10,12 +10,11 @@ from typing import Any
 
 import onnx_ir as ir
 
+from inarch.runtime.precision import NARROW
 from inarch.runtime.providers import writing_providers
 from inarch.runtime.session import ModelLike, Session, SessionOptions, load, model_file
 from inarch.runtime.sharing import array_digest, tensor_bytes
 from inarch.structure.nodes import every_node
-
-_NARROW = frozenset(kind for kind in ir.DataType if kind.name in ("INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2"))
 
 PLANNED_KEY = "inarch.planned"
 """Model metadata: how many parameters the plan counts."""
@@ -107,7 +106,7 @@ def _all_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 
 def _is_quantised(tensor: ir.TensorProtocol) -> bool:
     """Whether it is a matrix of a quantised model; zero points and indices are none."""
-    return tensor.dtype in _NARROW and len(tensor.shape) >= 2
+    return tensor.dtype in NARROW and len(tensor.shape) >= 2
 
 
 def _digest(tensor: ir.TensorProtocol) -> str:

@@ -19,6 +19,7 @@ from inarch.runtime import latency, memory_probe
 from inarch.runtime.inputs import Case
 from inarch.runtime.latency import measure_latency, measure_side_by_side, order_of, summarise
 from inarch.runtime.memory import Footprint, MemoryReport, measure_memory
+from inarch.runtime.precision import precision_of, stored_in
 from inarch.runtime.session import SessionOptions
 from inarch.runtime.size import PLANNED_KEY, file_bytes, measure_size
 from inarch.structure.errors import RuntimeFailure
@@ -238,3 +239,16 @@ def test_sizes_count_a_shared_tensor_once_and_a_copy_twice(tmp_path: Path) -> No
     assert report.file_bytes == file_bytes(path) == sum(file.stat().st_size for file in tmp_path.iterdir())
     assert report.optimised_bytes >= 2 * 256
     assert measure_size(path, planned=5).planned == 5
+
+
+def test_quantised_matrices_are_counted_and_their_zero_points_are_not() -> None:
+    make = Builder(np.random.default_rng(0))
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["n", 8]))
+    weight = make.param("weight", np.ones((8, 4), np.int8))
+    scales, zeros = make.param("scales", np.ones(4, np.float32)), make.param("zeros", np.zeros(4, np.int8))
+    out = make.op("MatMul", x, make.op("DequantizeLinear", weight, scales, zeros, axis=1))
+    out.type, out.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["n", 4])
+    graph = ir.Graph([x], [out], nodes=make.nodes, initializers=list(make.params.values()), opset_imports={"": 20}, name="g")
+    model = ir.Model(graph, ir_version=10)
+    assert measure_size(model).stored == 8 * 4 + 4
+    assert (stored_in(model), precision_of(model).name) == ("int8", "fp32")
