@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -46,6 +47,8 @@ def run(
         render.emit_json({"format": "inarch.verified/1", "provider": resolve_provider(provider), **result.to_json()})
     else:
         show(result)
+        if not result.ok:
+            show_quantised(compiled)
     if not result.ok:
         raise typer.Exit(FAILED)
 
@@ -62,6 +65,16 @@ def show(result: Verification) -> None:
     render.say("")
     show_damage(result.damage)
     verdict(result)
+
+
+def show_quantised(compiled: Path) -> None:
+    """Say what a quantised model can be held to instead."""
+    from inarch.api import open_model
+    from inarch.tools.inspect import quantised_to
+
+    kind = quantised_to(open_model(compiled).metadata_props)
+    if kind is not None:
+        render.say(f"it was quantised to {kind}: verify it as it was before that; inarch evaluate says what quantising costs")
 
 
 def show_equivalence(report: EquivalenceReport) -> None:

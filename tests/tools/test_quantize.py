@@ -91,6 +91,17 @@ def test_the_result_can_be_inspected(to: str, compiled: Path, tmp_path: Path, in
     assert json.loads(props["inarch.quantised"])["to"] == to
 
 
+def test_verifying_a_quantised_model_says_what_it_is(
+    model: Path, plan: Path, compiled: Path, tmp_path: Path, inarch: Run
+) -> None:
+    out = tmp_path / "int8.onnx"
+    assert inarch("quantize", compiled, "--to", "int8", "-o", out, *FAST).code == 0
+    done = inarch("verify", model, plan, out)
+    assert done.code == 1
+    assert "it was quantised to int8: verify it as it was before that" in " ".join(done.out.split())
+    assert "quantised" not in inarch("verify", model, plan, compiled).out
+
+
 def test_a_quantised_model_replaces_another_whole(compiled: Path, tmp_path: Path, inarch: Run) -> None:
     out = tmp_path / "out.onnx"
     for to in ("fp16", "int8", "int8"):
