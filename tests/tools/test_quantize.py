@@ -91,9 +91,7 @@ def test_the_result_can_be_inspected(to: str, compiled: Path, tmp_path: Path, in
     assert json.loads(props["inarch.quantised"])["to"] == to
 
 
-def test_verifying_a_quantised_model_says_so(
-    model: Path, plan: Path, compiled: Path, tmp_path: Path, inarch: Run
-) -> None:
+def test_verifying_a_quantised_model_says_so(model: Path, plan: Path, compiled: Path, tmp_path: Path, inarch: Run) -> None:
     out = tmp_path / "int8.onnx"
     assert inarch("quantize", compiled, "--to", "int8", "-o", out, *FAST).code == 0
     done = inarch("verify", model, plan, out)
