@@ -47,7 +47,7 @@ def _match_site(base: Site, reader: Site, units: UnitRows, parameters: Mapping[s
         grids[axis] = similar.reshape(size.heads, size.per_head, size.heads, size.per_head)
     free = {axis: reader.axes[axis].frozen is None and may_move(reader, axis) for axis in grids}
     heads = np.arange(reader.heads)
-    if reader.heads > 1 and not _has_head_riders(reader) and not {"head"} & (reader.frozen.keys() | reader.ordered):
+    if reader.heads > 1 and not _has_head_riders(reader) and "head" not in reader.frozen and "head" not in reader.ordered:
         total = np.zeros((reader.heads, reader.heads))
         for axis, grid in grids.items():
             for h in range(reader.heads):
