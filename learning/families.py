@@ -11,17 +11,14 @@ import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Literal
-
-import numpy as np
 
 from inarch.structure.demand import unit_axes
 from inarch.structure.errors import InarchError
 from inarch.structure.kinship import kin
 from inarch.structure.legalise import in_head_common
-from inarch.structure.planners.weights import tied_sites
-from inarch.structure.sites import AXIS_FACTORS, Member, Site, SiteTable
+from inarch.structure.planners.weights import overlapping, tied_sites
+from inarch.structure.sites import AXIS_FACTORS, Site, SiteTable
 
 Sharing = Literal["joint", "cross", "layer", "none"]
 """``joint`` shares across modalities and inside blocks, ``cross`` and ``layer`` one of the two."""
@@ -56,22 +53,9 @@ def usable(table: SiteTable) -> list[Site]:
 
     The compiler gives each of two sites a bias of its own where they come to differ; a module has one for both.
     """
-    tied = tied_sites(table) | _with_anothers_bias(table)
+    shared = {pair for pair in overlapping(table, lambda member: member.is_bias) if pair[0] != pair[1]}
+    tied = tied_sites(table).union(*shared)
     return [site for site in table.sites if site.name not in tied]
-
-
-def _with_anothers_bias(table: SiteTable) -> set[str]:
-    holders: dict[str, list[tuple[str, Member]]] = {}
-    for site in table.sites:
-        for member in (m for m in site.members.values() if m.is_bias):
-            holders.setdefault(member.param, []).append((site.name, member))
-    return {
-        name
-        for members in holders.values()
-        for (one, a), (other, b) in combinations(members, 2)
-        if one != other and np.intersect1d(a.positions, b.positions).size
-        for name in (one, other)
-    }
 
 
 def families(table: SiteTable, sharing: Sharing = "joint", block: int = 2) -> list[Family]:

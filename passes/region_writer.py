@@ -90,7 +90,7 @@ class RegionWriter:
         """
         call = _Call(self, region)
         for node in region.nodes:
-            if node.graph is self._editor.graph:  # and not gone already, since nothing reads it any more
+            if node.graph is self._editor.graph:  # else it is gone: a site that is empty now was all that read it
                 call.visit(node)
         call.hand_over()
 
@@ -454,10 +454,13 @@ class _Call:
 
 def _behind_transposes(value: ir.Value | None) -> bool:
     """Whether a Transpose may be moved up to a value, through what leaves axes in their order."""
-    todo, seen = [value], set[ir.Value | None]()
+    todo, seen = [value], set[ir.Value]()
     while todo and len(seen) < _FAR:
-        node = item.producer() if (item := todo.pop()) is not None and item not in seen else None
+        item = todo.pop()
+        if item is None or item in seen:
+            continue
         seen.add(item)
+        node = item.producer()
         if node is not None and node.op_type == "Transpose":
             return True
         if node is not None and node.op_type in _MOVED_ALONG:

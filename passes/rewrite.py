@@ -58,8 +58,6 @@ class Workpiece:
     def _write(self, editor: Editor, found: Discovery, lowered: LoweredSite) -> None:
         site = found.table[lowered.name]
         for region in found.regions[lowered.name]:
-            if all(node.graph is not editor.graph for node in region.nodes):
-                continue  # a site that is empty now was all that read it
             if lowered.groups or not write_empty(editor, region):
                 target = lowered if lowered.groups else _one_zero_unit(site)
                 RegionWriter(editor, self.stored, site, target).write(region)

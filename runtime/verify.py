@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy.typing as npt
 import onnx_ir as ir
 
 from inarch.compiler.reference import Slot, apply_by_values, carry_over
@@ -16,7 +17,7 @@ from inarch.frontends.canonicalize import discover_canonical
 from inarch.frontends.onnx_file import load_model
 from inarch.runtime.damage import DamageReport, measure_damage
 from inarch.runtime.equivalence import Chains, EquivalenceReport, Progress, compare
-from inarch.runtime.inputs import Case, Cases, check_cases, load_npz, make_cases
+from inarch.runtime.inputs import Case, Cases, as_cases, check_cases, load_npz, make_cases
 from inarch.runtime.placement import Placement, measure_placement
 from inarch.runtime.providers import CPU
 from inarch.runtime.session import ModelLike, Session, SessionOptions, load, model_file
@@ -96,7 +97,7 @@ def verify(
     plan: Plan,
     compiled: ModelLike,
     *,
-    inputs: str | os.PathLike[str] | Sequence[Case] | None = None,
+    inputs: str | os.PathLike[str] | Sequence[Case | Mapping[str, npt.ArrayLike]] | None = None,
     providers: Sequence[str] = (CPU,),
     threads: int = 0,
     seed: int = 0,
@@ -157,7 +158,7 @@ def verify(
 def choose_cases(
     model: ir.Model,
     path: ModelLike,
-    inputs: str | os.PathLike[str] | Sequence[Case] | None,
+    inputs: str | os.PathLike[str] | Sequence[Case | Mapping[str, npt.ArrayLike]] | None,
     *,
     providers: Sequence[str] = (CPU,),
     threads: int = 0,
@@ -180,7 +181,7 @@ def choose_cases(
     with Session(path, SessionOptions("off", tuple(providers), threads)) as session:
         if inputs is None:
             return make_cases(model, session, seed=seed)
-        cases = load_npz(Path(inputs), session.inputs) if isinstance(inputs, (str, os.PathLike)) else tuple(inputs)
+        cases = load_npz(Path(inputs), session.inputs) if isinstance(inputs, (str, os.PathLike)) else as_cases(inputs)
         return check_cases(cases, session)
 
 

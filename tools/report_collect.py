@@ -309,14 +309,15 @@ def notes_of(run: RunFolder, structure: Structure) -> list[str]:
     made_with = metadata_of(run).get("inarch.plan")
     if made_with and made_with != plan_hash(run.plan):
         notes.append(f"The compiled model was made with another plan than {run.plan_file}: with that of hash {made_with[:12]}.")
-    file = compiled_file(run)
-    size = sum(part.stat().st_size for part in model_files(file) if part.exists()) if file is not None and run.benches else None
-    for bench in run.benches if size is not None else ():
-        if bench.compiled.size.file_bytes != size:
-            notes.append(
-                f"The bench on {bench.inputs or 'these inputs'} measured a file of {bench.compiled.size.file_bytes:,} bytes, the "
-                f"compiled model here has {size:,}: the figures under Speed may be of another file."
-            )
+    file = compiled_file(run) if run.benches else None
+    if file is not None:
+        size = sum(part.stat().st_size for part in model_files(file) if part.exists())
+        notes += [
+            f"The bench on {bench.inputs or 'these inputs'} measured a file of {bench.compiled.size.file_bytes:,} bytes, the "
+            f"compiled model here has {size:,}: the figures under Speed may be of another file."
+            for bench in run.benches
+            if bench.compiled.size.file_bytes != size
+        ]
     return notes
 
 

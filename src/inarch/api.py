@@ -327,7 +327,6 @@ def verify(
     Raises:
         InarchError: a bad model or plan, or ONNX Runtime is missing, has no such provider or refuses the original.
     """
-    from inarch.runtime.inputs import as_cases
     from inarch.runtime.providers import resolve_provider
     from inarch.runtime.verify import verify
     from inarch.structure.errors import InarchError
@@ -338,7 +337,7 @@ def verify(
         _runnable(original),
         open_plan(plan),
         _runnable(compiled),
-        inputs=inputs if inputs is None or isinstance(inputs, str | os.PathLike) else as_cases(inputs),
+        inputs=inputs,
         seed=seed,
         providers=(resolve_provider(provider),),
         threads=threads,

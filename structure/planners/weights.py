@@ -5,7 +5,8 @@ Shapes: N units on an axis, H heads, P units a head (N = H * P), D numbers in on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -79,19 +80,20 @@ def tied_sites(table: SiteTable) -> frozenset[str]:
     Two members of one parameter are separate where they cover disjoint ranges of the same axis (packed q, k, v). Tied biases
     and riders don't count: they are small, and the compiler forks them where sites come to differ.
     """
+    held = {s.name for s in table.sites if any(m.is_matrix and m.param in table.held for m in s.members.values())}
+    return frozenset(held.union(*overlapping(table, lambda member: member.is_matrix)))
+
+
+def overlapping(table: SiteTable, wanted: Callable[[Member], bool]) -> Iterator[tuple[str, str]]:
+    """Names of the two sites, or twice of the one, of every pair of wanted members that hold part of a parameter together."""
     holders: dict[str, list[tuple[str, Member]]] = {}
     for site in table.sites:
-        for member in (m for m in site.members.values() if m.is_matrix):
+        for member in filter(wanted, site.members.values()):
             holders.setdefault(member.param, []).append((site.name, member))
-    tied: set[str] = set()
-    for param in holders.keys() & table.held:
-        tied.update(name for name, _ in holders[param])
     for members in holders.values():
-        for i, (one, a) in enumerate(members):
-            for other, b in members[i + 1 :]:
-                if a.axis != b.axis or np.intersect1d(a.positions, b.positions).size:
-                    tied.update((one, other))
-    return frozenset(tied)
+        for (one, a), (other, b) in combinations(members, 2):
+            if a.axis != b.axis or np.intersect1d(a.positions, b.positions).size:
+                yield one, other
 
 
 def site_parameters(table: SiteTable) -> int:
