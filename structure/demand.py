@@ -222,10 +222,15 @@ def planned_of(demand: Demand) -> Coverage:
     return coverage
 
 
-def outside(table: SiteTable) -> int:
-    """Numbers of the model's parameters that no site's member lies over, and of those that something else reads, too."""
+def inside(table: SiteTable) -> Coverage:
+    """The numbers that members lie over, but for those of parameters that something else reads, too."""
     coverage = Coverage(table.held)
     for site in table.sites:
         for member in site.members.values():
             coverage.add(member, member.positions)
-    return table.parameters - coverage.total
+    return coverage
+
+
+def outside(table: SiteTable) -> int:
+    """Numbers of the model's parameters that are not :func:`inside`: they stay, whatever a plan does."""
+    return table.parameters - inside(table).total

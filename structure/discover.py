@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from inarch.structure.axis_rules import RULES, SOURCES
-from inarch.structure.constants import constant
 from inarch.structure.convolved import convolved
 from inarch.structure.coupling import Coupling, Projection
 from inarch.structure.kinds import Found, NotASite, as_ffn, as_msa, attends, is_residual, origins
 from inarch.structure.members import members_of, riders_of
 from inarch.structure.naming import name_sites
 from inarch.structure.nodes import graphs_in
+from inarch.structure.parameters import parameters_of
 from inarch.structure.regions import Region, carries
 from inarch.structure.sites import AXIS_FACTORS, Rejection, Site, SiteTable
-from inarch.structure.views import FLOATS, VIEWS
+from inarch.structure.views import VIEWS
 
 _LIMIT = 12
 """More projections than this on one axis is the residual stream of a model without norms, not a hidden axis."""
@@ -130,7 +130,8 @@ def discover(model: ir.Model, coupling: Coupling | None = None) -> Discovery:
     sites, regions = _merge_calls(found)
     names = name_sites(sites, [regions[i][0] for i in range(len(sites))])
     named = tuple(replace(site, name=name) for site, name in zip(sites, names, strict=True))
-    numbers, size = _parameters(model)
+    tensors = [tensor for _, tensor in parameters_of(model)]
+    numbers, size = sum(int(tensor.size) for tensor in tensors), sum(int(tensor.nbytes) for tensor in tensors)
     held = held_parameters(model.graph, named, [region for several in regions.values() for region in several])
     table = SiteTable(named, tuple(_name_rejections(rejected)), numbers, size, held)
     return Discovery(table, {site.name: tuple(regions[i]) for i, site in enumerate(named)}, model, coupling)
@@ -317,20 +318,3 @@ def _name_rejections(rejected: list[Rejection]) -> Iterable[Rejection]:
     for item in rejected:
         dotted = next((p.removesuffix(".weight") for p in item.params if "." in p), None)
         yield replace(item, name=dotted or (item.nodes[0] if item.nodes else "?"))
-
-
-def _parameters(model: ir.Model) -> tuple[int, int]:
-    """(numbers, bytes) in the model's floating-point parameters: initializers and Constants, subgraphs included.
-
-    What nothing reads is no part of the model, and of no compiled file.
-    """
-    numbers = size = 0
-    for graph in model.graphs():
-        values: list[ir.Value] = list(graph.initializers.values())
-        values += [v for n in graph if n.op_type == "Constant" for v in n.outputs]
-        for value in (value for value in values if value.uses() or value.is_graph_output() or value.is_graph_input()):
-            tensor = constant(value) or value.const_value
-            if tensor is not None and tensor.dtype in FLOATS:
-                numbers += int(tensor.size)
-                size += int(tensor.nbytes)
-    return numbers, size

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from inarch.structure.coupling import Projection
 from inarch.structure.regions import Region
-from inarch.structure.sites import Member, Site
+from inarch.structure.sites import Site
 
 _SUFFIX = {"ffn": "ffn", "msa": "attn"}
 _SPEAKING = ("attn", "attention", "mlp", "ffn", "feed_forward", "mixer")
@@ -29,9 +29,14 @@ def name_sites(sites: Sequence[Site], regions: Sequence[Region]) -> list[str]:
     """
     names: list[str] = []
     counters: Counter[str] = Counter()
+    # Exporters store equal biases once, under the first one's name: that says nothing of the others' modules.
+    named_by = Counter(
+        param for site in sites for param in {m.param for role, m in site.members.items() if role.endswith("_bias")}
+    )
     for site, region in zip(sites, regions, strict=True):
         suffix = _SUFFIX[site.kind]
-        paths = [path for role, p in region.projections.items() if (path := _path(p, site.members.get(f"{role}_bias")))]
+        biases = {role: m.param for role, m in site.members.items() if named_by[m.param] == 1}
+        paths = [path for role, p in region.projections.items() if (path := _path(p, biases.get(f"{role}_bias", "")))]
         common = _common(paths) if paths else []
         if common:
             speaks = any(word in common[-1].lower() for word in _SPEAKING)
@@ -52,9 +57,9 @@ def name_sites(sites: Sequence[Site], regions: Sequence[Region]) -> list[str]:
     return result
 
 
-def _path(projection: Projection, bias: Member | None) -> list[str] | None:
+def _path(projection: Projection, bias: str) -> list[str] | None:
     """Module path of a projection: from its parameter's name, its bias's, the exporter's scopes, or the node's name."""
-    for param in (str(projection.view.param.name), bias.param if bias is not None else ""):
+    for param in (str(projection.view.param.name), bias):
         parts = _COMPILED.sub("", param).split(".")
         if len(parts) > 1 and "::" not in param and not _SEGMENT.match(param):
             return parts[:-1] if parts[-1] in _LEAVES else parts

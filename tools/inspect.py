@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
+from inarch.structure.demand import inside
 from inarch.structure.kinship import kin, tower_of
 from inarch.tools import render
 from inarch.tools.options import Debug, Json, Model
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from inarch.structure.sites import Member, Site, SiteTable
 
 _NUMBER = re.compile(r"\d+")
+_READERS = 4
+"""Operators that are named of those that read what is in no site."""
 
 
 def run(
@@ -35,17 +38,26 @@ def run(
     stays as it is, and the reason is given. Of a compiled model it also shows what it was compiled with.
     """
     from inarch.api import discover, open_model
+    from inarch.structure.parameters import read_outside
 
     with render.progress(quiet=json) as report:
         report("reading the graph", 0, 0)
         opened = open_model(model)
-        table = discover(opened).table
+        discovery = discover(opened)
+        table, elsewhere = discovery.table, read_outside(discovery.model, discovery.table)
         origin, kind = compiled_with(opened.metadata_props), quantised_to(opened.metadata_props)
     if json:
-        data = {"format": "inarch.inspect/1", "model": model.name, **as_data(table), "compiled": origin, "quantised": kind}
+        data = {
+            "format": "inarch.inspect/1",
+            "model": model.name,
+            **as_data(table),
+            "outside": elsewhere,
+            "compiled": origin,
+            "quantised": kind,
+        }
         render.emit_json(data)
         return
-    show(table, every=every, params=params)
+    show(table, elsewhere, every=every, params=params)
     if origin is not None:
         show_origin(origin)
     if kind is not None:
@@ -115,10 +127,8 @@ def _star(site: Site, axis: str) -> str:
     return "*" if axis in site.axes and site.axes[axis].frozen else ""
 
 
-def show(table: SiteTable, *, every: bool = False, params: bool = False) -> None:
-    """Print the sites, what is frozen, what was rejected and the totals."""
-    from inarch.structure.planners.weights import site_parameters
-
+def show(table: SiteTable, elsewhere: Mapping[str, int], *, every: bool = False, params: bool = False) -> None:
+    """Print the sites, what is frozen, what was rejected and the totals; ``elsewhere``: what reads the parameters of no site."""
     each = "params" if every else "params\neach"
     shown = render.table("site", "kind", ("heads", "right"), ("width", "right"), (each, "right"), ("sites", "right"), "form")
     for name, sites in families(table.sites, every=every):
@@ -142,14 +152,23 @@ def show(table: SiteTable, *, every: bool = False, params: bool = False) -> None
     if frozen or table.rejected:
         render.say("")
     show_kin(table)
-    inside = site_parameters(table)
+    held = inside(table).total
     ffns = sum(site.kind == "ffn" for site in table.sites)
     render.say(f"{len(table.sites)} sites: {len(table.sites) - ffns} msa, {ffns} ffn")
     render.say(
         f"{render.count(table.parameters)} parameters ({render.size(table.bytes)}), "
-        f"{render.count(inside)} of them in sites ({render.percent(inside, table.parameters)})"
+        f"{render.count(held)} of them in sites ({render.percent(held, table.parameters)})"
     )
+    if elsewhere:
+        render.say(f"the others are read by {_readers(elsewhere)}")
     render.say(f"fingerprint {table.fingerprint}")
+
+
+def _readers(elsewhere: Mapping[str, int]) -> str:
+    """The operators that read most, and one number for all others."""
+    shown = [f"{name} {render.count(numbers)}" for name, numbers in list(elsewhere.items())[:_READERS]]
+    rest = sum(list(elsewhere.values())[_READERS:])
+    return ", ".join([*shown, *([f"others {render.count(rest)}"] if rest else [])])
 
 
 def families(sites: Sequence[Site], *, every: bool) -> Iterator[tuple[str, Sequence[Site]]]:
@@ -207,13 +226,11 @@ def show_kin(table: SiteTable) -> None:
 
 def as_data(table: SiteTable) -> dict[str, object]:
     """The table for ``--json``."""
-    from inarch.structure.planners.weights import site_parameters
-
     return {
         "fingerprint": table.fingerprint,
         "parameters": table.parameters,
         "bytes": table.bytes,
-        "site_parameters": site_parameters(table),
+        "site_parameters": inside(table).total,
         "sites": [_site_data(site) for site in table.sites],
         "kin": [
             {"kind": g.kind, "lengths": dict(g.lengths), "towers": {t: [s.name for s in own] for t, own in g.towers.items()}}

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pydantic import JsonValue
 
 from inarch.structure.cost import DEFAULT_COST, CostTable, Limits
+from inarch.structure.demand import inside
 from inarch.structure.errors import InarchError
 from inarch.structure.lowered import ResolvedPlan
 from inarch.structure.lowering import lower, planned_parameters
@@ -20,7 +21,7 @@ from inarch.structure.planners.families import Channel, Progress, channels, fami
 from inarch.structure.planners.magnitude import weakest
 from inarch.structure.planners.similarity import Lengths, lock, pairs, share
 from inarch.structure.planners.uniform import deepest, one_way
-from inarch.structure.planners.weights import Read, energies, site_parameters, tied_sites
+from inarch.structure.planners.weights import Read, energies, tied_sites
 from inarch.structure.resolve import AxisDecision, build_plan, resolve
 from inarch.structure.sites import Site, SiteTable
 from inarch.structure.units import Indices
@@ -280,7 +281,7 @@ class _Planner:
         plan = build_plan(self.table, _decisions(candidate, self.channels), self.name, self.provenance)
         resolved = resolve(plan, self.table)
         stored = self.stored(resolved)
-        total, own = self.table.parameters, site_parameters(self.table)
+        total, own = self.table.parameters, inside(self.table).total
         kept = stored / total if total else 1.0
         notes = list(self.notes)
         if abs(kept - keep) > COARSE:

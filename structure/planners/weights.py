@@ -94,12 +94,3 @@ def overlapping(table: SiteTable, wanted: Callable[[Member], bool]) -> Iterator[
         for (one, a), (other, b) in combinations(members, 2):
             if a.axis != b.axis or np.intersect1d(a.positions, b.positions).size:
                 yield one, other
-
-
-def site_parameters(table: SiteTable) -> int:
-    """Parameters of all sites, a tied range counted once."""
-    counted: dict[tuple[object, ...], int] = {}
-    for site in table.sites:
-        for m in site.members.values():
-            counted[m.param, m.axis, m.start, m.size, m.runs] = m.size * m.width
-    return sum(counted.values())

@@ -69,3 +69,15 @@ def test_scopes_and_node_names_speak_where_parameters_do_not() -> None:
     assert names(model) == ["body.1.ffn"]
     up.metadata_props["pkg.torch.onnx.name_scopes"] = "not a list ["
     assert names(model) != ["body.1.ffn"]
+
+
+def test_a_bias_that_several_layers_read_names_none_of_them() -> None:
+    lost = {f"{site}.{part}.weight": f"onnx::MatMul_{site}{part}" for site in "ab" for part in ("up", "down")}
+    model = renamed(lost | {"a.up.bias": "enc.0.fc.bias", "b.up.bias": "enc.1.fc.bias"}, sites="ab")
+    products = [node for node in model.graph if node.op_type == "MatMul"]
+    for node, place in zip(products, ("0/fc", "0/proj", "1/fc", "1/proj"), strict=True):
+        node.name = f"/enc/{place}/MatMul"
+    assert names(model) == ["enc.0.ffn", "enc.1.ffn"]
+    first, second = (model.graph.initializers[f"enc.{layer}.fc.bias"] for layer in (0, 1))
+    second.replace_all_uses_with(first)
+    assert names(model) == ["enc.0.ffn", "enc.1.ffn"]

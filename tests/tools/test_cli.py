@@ -113,6 +113,7 @@ def test_inspect_shows_sites_within_80_columns(inarch: Run, model: Path) -> None
     assert narrow(done.out)
     assert "2 sites: 0 msa, 2 ffn" in done.out
     assert "layer.1.up.weight" in done.out
+    assert "the others are read by LayerNormalization 128, Add 64" in done.out
 
 
 def test_inspect_json_is_the_whole_table(inarch: Run, model: Path) -> None:
@@ -124,6 +125,7 @@ def test_inspect_json_is_the_whole_table(inarch: Run, model: Path) -> None:
     assert first["members"]["down"]["param"] == "layer.0.down.weight"
     assert first["parameters"] == 32 * 256 * 2 + 256
     assert document["parameters"] == sum(int(np.prod(t.dims)) for t in onnx.load(model).graph.initializer)
+    assert document["parameters"] - document["site_parameters"] == sum(document["outside"].values()) == 192
 
 
 def test_plan_make_reports_what_is_kept(inarch: Run, model: Path, tmp_path: Path) -> None:
