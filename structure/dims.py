@@ -69,6 +69,11 @@ def product(dims: Iterable[Dim]) -> Dim:
     return result
 
 
+def one_of(size: Dim) -> Dim:
+    """How many there are of one entry of an axis, its first or its last: 1, or 0 where the axis is empty."""
+    return dim(min(size.value, 1)) if size.value is not None else opaque("one", size)
+
+
 def broadcast(shapes: Sequence[Shape]) -> Shape:
     """Numpy broadcasting; an unknown against a known size above 1 is taken for the known one (else the model would not run)."""
     rank = max(len(s) for s in shapes)
@@ -76,6 +81,10 @@ def broadcast(shapes: Sequence[Shape]) -> Shape:
     for i in range(rank):
         dims = [s[len(s) - rank + i] for s in shapes if len(s) - rank + i >= 0]
         rest = sorted({d for d in dims if d != ONE}, key=str)
+        if len(rest) > 1:
+            # One entry of an axis beside all of it: also of an empty axis there is none.
+            singles = {one_of(d) for d in rest if d.value is None}
+            rest = [d for d in rest if d not in singles]
         known = [d for d in rest if d.value is not None]
         if not rest:
             result.append(ONE)

@@ -23,7 +23,7 @@ from inarch.structure.arguments import (
     slice_parts,
     split_sizes,
 )
-from inarch.structure.dims import ONE, Dim, Shape, add, broadcast, dim, floor_div, opaque, product
+from inarch.structure.dims import ONE, Dim, Shape, add, broadcast, dim, floor_div, one_of, opaque, product
 
 UNARY = frozenset(
     """Abs Acos Acosh Asin Asinh Atan Atanh BitShift Cast CastLike Ceil Celu Clip Cos Cosh CumSum Dropout Elu Erf Exp Floor Gelu
@@ -222,6 +222,8 @@ def _slice(s: Known, node: ir.Node) -> Result:
             shape[axis % len(shape)] = dim(len(range(size.value)[start:end:step]))
         elif start == 0 and end is not None and end >= 2**31 - 1 and step == 1:
             pass
+        elif (start, end, step) == (0, 1, 1) or (start == -1 and end is not None and end >= 2**31 - 1 and step == 1):
+            shape[axis % len(shape)] = one_of(size)
         else:
             # Equal bounds of equal sizes make equal sizes; computed bounds are known only as this node's.
             whose = "" if start is not None and end is not None else node.outputs[0].name
@@ -314,15 +316,20 @@ def _conv(s: Known, node: ir.Node) -> Result:
         return [int(i) for i in attr.as_ints()] if attr is not None else default
 
     strides, dilations = listed("strides", [1] * spatial), listed("dilations", [1] * spatial)
-    pads = listed("pads", [0] * 2 * spatial)
-    auto = node.attributes.get("auto_pad")
+    pads, auto = listed("pads", [0] * 2 * spatial), node.attributes.get("auto_pad")
+    how = auto.as_string() if auto is not None else "NOTSET"
     result = [x[0], w[0]]
-    for i in range(spatial):
-        size = x[2 + i].value
-        if size is None or (auto is not None and auto.as_string() not in ("NOTSET", "")):
-            result.append(opaque("conv", x[2 + i], sizes[i], strides[i], pads[i], pads[i + spatial], dilations[i]))
+    for i, (size, kernel_size, stride, dilation) in enumerate(zip(x[2:], sizes, strides, dilations, strict=True)):
+        reach = dilation * (kernel_size - 1)
+        padding = 0 if how == "VALID" else pads[i] + pads[i + spatial]
+        if how.startswith("SAME"):
+            result.append(size if stride == 1 else floor_div(add(size, dim(stride - 1)), dim(stride)))
+        elif stride == 1 and padding == reach:
+            result.append(size)
+        elif size.value is None:
+            result.append(opaque("conv", size, kernel_size, stride, padding, dilation))
         else:
-            result.append(dim((size + pads[i] + pads[i + spatial] - dilations[i] * (sizes[i] - 1) - 1) // strides[i] + 1))
+            result.append(dim((size.value + padding - reach - 1) // stride + 1))
     return [tuple(result)], None
 
 

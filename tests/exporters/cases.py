@@ -17,6 +17,7 @@ from tests.exporters.inputs import (
     features,
     fusion,
     images,
+    masked_images,
     pixels,
     sequence,
     sequence_first,
@@ -121,6 +122,15 @@ def _hub() -> Iterator[Case]:
     yield Case("t5-eager", partial(hub.t5, "eager"), tokens, mask, plain)
     stages = (msa(2, heads=2), ffn(2, hidden=32), msa(2, heads=4), ffn(2, hidden=64))
     yield Case("swin-eager", partial(hub.swin, "eager"), pixels(32), image, stages, IMAGES)
+    yield Case(
+        "detr-eager",
+        partial(hub.detr, "eager"),
+        masked_images,
+        {"pixel_values": {0: "batch", 2: "32*height"}, "pixel_mask": {0: "batch", 1: "32*height"}},
+        (msa(6), ffn(4)),
+        ((2, 5), (1, 4)),
+        outputs=("logits", "boxes"),
+    )
 
 
 def _torch() -> Iterator[Case]:

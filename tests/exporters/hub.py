@@ -45,6 +45,18 @@ class Vision(nn.Module):
         return cast(Tensor, self.model(pixel_values=pixel_values).last_hidden_state)
 
 
+class Detector(nn.Module):
+    """A DETR: the logits and boxes of its queries."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, Tensor]:
+        result = self.model(pixel_values=pixel_values, pixel_mask=pixel_mask)
+        return result.logits, result.pred_boxes
+
+
 class TwoTowers(nn.Module):
     """CLIP: the embeddings of both towers."""
 
@@ -188,6 +200,16 @@ def swin(attention: str) -> nn.Module:
         attn_implementation=attention,
     )
     return Vision(transformers.SwinModel(config, add_pooling_layer=False))
+
+
+def detr(attention: str) -> nn.Module:
+    """A small ResNet with DETR's encoder and decoder, whose positions are sums over the mask of what is no padding."""
+    images = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8, 8, 16], depths=[1, 1, 1, 1], layer_type="basic", out_features=["stage4"]
+    )
+    layers = {f"{part}_{what}": value for part in ("encoder", "decoder") for what, value in _BART.items()}
+    config = _config("DetrConfig", backbone_config=images, d_model=WIDTH, num_queries=5, attn_implementation=attention, **layers)
+    return Detector(transformers.DetrForObjectDetection(config))
 
 
 def clip(attention: str) -> nn.Module:

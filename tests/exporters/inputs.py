@@ -32,6 +32,12 @@ def images(rng: np.random.Generator, batch: int, length: int) -> Inputs:
     return {"pixel_values": rng.normal(size=(batch, 3, 4 * length, 40)).astype(np.float32)}
 
 
+def masked_images(rng: np.random.Generator, batch: int, length: int) -> Inputs:
+    mask = np.ones((batch, 32 * length, 96), np.int64)
+    mask[0, :, 64:] = 0
+    return {"pixel_values": rng.normal(size=(batch, 3, 32 * length, 96)).astype(np.float32), "pixel_mask": mask}
+
+
 def padded(batch: int, length: int) -> npt.NDArray[np.bool_]:
     """[B, S], True on padding; no row is all padding."""
     mask = np.zeros((batch, length), np.bool_)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inarch.structure.dims import ONE, Dim, add, broadcast, dim, floor_div, opaque, product
+from inarch.structure.dims import ONE, Dim, add, broadcast, dim, floor_div, one_of, opaque, product
 
 NUMBERS = {"B": 6, "S": 35, "H": 11}
 """What the symbols are worth here; no two are equal, and each has a divisor that others lack."""
@@ -80,6 +80,16 @@ def test_two_unknowns_may_be_either() -> None:
     b, s = Dim(1, ("B",)), Dim(1, ("S",))
     assert broadcast([(b,), (s,)]) == broadcast([(s,), (b,)])
     assert broadcast([(b,), (s,)])[0] not in (b, s)
+
+
+def test_one_entry_of_an_axis_beside_all_of_it() -> None:
+    b, s = Dim(1, ("B",)), Dim(1, ("S",))
+    assert [one_of(dim(size)) for size in (0, 1, 7)] == [dim(0), ONE, ONE]
+    assert one_of(b) not in (b, ONE)
+    # Also where it is empty: 0 beside 0 is 0.
+    assert broadcast([(b,), (one_of(b),)]) == broadcast([(one_of(b),), (b,)]) == (b,)
+    assert broadcast([(b,), (one_of(s),)])[0] not in (b, s, one_of(s))
+    assert broadcast([(one_of(b),), (one_of(b),)]) == (one_of(b),)
 
 
 def test_symbols_of_deep_networks_stay_short() -> None:

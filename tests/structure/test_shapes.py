@@ -74,6 +74,17 @@ TARGETS = {
     "a product": ("y = MatMul (x, w)", "float[24,7] w", (B, S, dim(7))),
     "half a slice": ("y = Slice (x, a, b, c)", "int64[1] a = {0}, int64[1] b = {12}, int64[1] c = {-1}", (B, S, dim(12))),
     "a slice to the end": ("y = Slice (x, a, b, c)", "int64[1] a = {5}, int64[1] b = {9999}, int64[1] c = {2}", (B, S, dim(19))),
+    "the last beside all": (
+        """last = Slice (x, minus, end, one)
+        part = Div (x, last)
+        n = Shape (x)
+        lead = Slice (n, zero, two)
+        t = Concat <axis = 0> (lead, minus, six)
+        y = Reshape (part, t)""",
+        """int64[1] minus = {-1}, int64[1] end = {9223372036854775807}, int64[1] one = {1}, int64[1] zero = {0},
+        int64[1] two = {2}, int64[1] six = {6}""",
+        (B, S, dim(4), dim(6)),
+    ),
     "every other": (
         "y = Slice (x, a, b, c, d)",
         "int64[1] a = {1}, int64[1] b = {9999}, int64[1] c = {2}, int64[1] d = {2}",
@@ -86,6 +97,44 @@ TARGETS = {
 def test_targets(name: str) -> None:
     body, weights, wanted = TARGETS[name]
     assert shape_of(body, weights=weights) == wanted
+
+
+PADS = ("[0, 0]", "[0, 1]", "[1, 1]", "[2, 2]")
+CONVOLUTIONS = [
+    *(f"strides = [{s}], dilations = [{d}], pads = {pads}" for s in (1, 2) for d in (1, 2) for pads in PADS),
+    *(f'strides = [{s}], dilations = [{d}], auto_pad = "VALID"' for s in (1, 2) for d in (1, 2)),
+    *(f'strides = [{s}], auto_pad = "SAME_UPPER"' for s in (1, 2, 3)),
+]
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3])
+def test_convolutions(kernel: int) -> None:
+    """Their sizes are ONNX Runtime's, and equal symbols are equal sizes, whatever the input's size."""
+    sizes: dict[Dim, set[tuple[int, ...]]] = {}
+    for attributes in CONVOLUTIONS:
+        symbol, found = None, []
+        for size in ("L", 7, 8, 13):
+            model = model_of(
+                f"y = Conv <{attributes}> (x, w)",
+                inputs=f"float[1,2,{size}] x",
+                outputs="float[1,3,M] y",
+                weights=f"float[3,2,{kernel}] w",
+            )
+            value = model.graph.outputs[0]
+            value.shape = None
+            (mine,) = (Shapes(model.graph).shape(value) or ())[2:]
+            if size == "L":
+                symbol = mine
+                continue
+            value.shape = ir.Shape(["B", 3, "M"])
+            session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+            found.append(session.run(None, {"x": np.zeros((1, 2, size), np.float32)})[0].shape[2])
+            assert mine.value == found[-1], attributes
+        assert symbol is not None
+        sizes.setdefault(symbol, set()).add(tuple(found))
+    assert all(len(each) == 1 for each in sizes.values()), sizes
+    assert sizes[Dim(1, ("L",))] == {(7, 8, 13)}
+    assert len(sizes) > 3
 
 
 def test_split_equal_and_by_sizes() -> None:
