@@ -107,31 +107,32 @@ CONVOLUTIONS = [
 ]
 
 
+def convolution(attributes: str, kernel: int, size: int | str) -> ir.Model:
+    inputs, weights = f"float[1,2,{size}] x", f"float[3,2,{kernel}] w"
+    return model_of(f"y = Conv <{attributes}> (x, w)", inputs=inputs, outputs="float[1,3,M] y", weights=weights)
+
+
+def length_of(model: ir.Model) -> Dim:
+    (value,) = model.graph.outputs
+    value.shape = None
+    shape = Shapes(model.graph).shape(value)
+    assert shape is not None
+    return shape[2]
+
+
 @pytest.mark.parametrize("kernel", [1, 2, 3])
 def test_convolutions(kernel: int) -> None:
     """Their sizes are ONNX Runtime's, and equal symbols are equal sizes, whatever the input's size."""
     sizes: dict[Dim, set[tuple[int, ...]]] = {}
     for attributes in CONVOLUTIONS:
-        symbol, found = None, []
-        for size in ("L", 7, 8, 13):
-            model = model_of(
-                f"y = Conv <{attributes}> (x, w)",
-                inputs=f"float[1,2,{size}] x",
-                outputs="float[1,3,M] y",
-                weights=f"float[3,2,{kernel}] w",
-            )
-            value = model.graph.outputs[0]
-            value.shape = None
-            (mine,) = (Shapes(model.graph).shape(value) or ())[2:]
-            if size == "L":
-                symbol = mine
-                continue
-            value.shape = ir.Shape(["B", 3, "M"])
+        found = []
+        for size in (7, 8, 13):
+            model = convolution(attributes, kernel, size)
             session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
-            found.append(session.run(None, {"x": np.zeros((1, 2, size), np.float32)})[0].shape[2])
-            assert mine.value == found[-1], attributes
-        assert symbol is not None
-        sizes.setdefault(symbol, set()).add(tuple(found))
+            (result,) = session.run(None, {"x": np.zeros((1, 2, size), np.float32)})
+            found.append(result.shape[2])
+            assert length_of(model) == dim(found[-1]), attributes
+        sizes.setdefault(length_of(convolution(attributes, kernel, "L")), set()).add(tuple(found))
     assert all(len(each) == 1 for each in sizes.values()), sizes
     assert sizes[Dim(1, ("L",))] == {(7, 8, 13)}
     assert len(sizes) > 3
