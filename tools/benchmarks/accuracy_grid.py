@@ -180,6 +180,8 @@ def grid() -> Iterator[Cell]:
             for kind in setting.tuning:
                 for method, keep in (("dense", 1.0), ("joint", 0.6), ("prune", 0.6), ("uniform", 0.6)):
                     yield Cell(kind, method, keep, seed, name)
+                for method in ("joint", "prune"):
+                    yield Cell(kind, method, 0.6, seed, name, distilled=True, taught=True)
 
 
 def base_config(seed: int, setting: str = FIRST) -> LearnConfig:
