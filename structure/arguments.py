@@ -22,6 +22,9 @@ class Known(Protocol):
     def ints(self, value: ir.Value | None) -> list[int] | None:
         """Content where every entry is known."""
 
+    def real(self, value: ir.Value | None) -> bool:
+        """Whether it is whole numbers in floating point: their quotients need not be whole."""
+
     def need(self, value: ir.Value | None) -> Shape:
         """The shape; raises ValueError where there is none."""
 

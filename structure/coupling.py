@@ -18,7 +18,7 @@ from inarch.structure.arguments import data_inputs
 from inarch.structure.constants import constant
 from inarch.structure.dims import ONE, Dim
 from inarch.structure.errors import ModelError
-from inarch.structure.nodes import every_graph
+from inarch.structure.nodes import every_graph, every_node, graphs_in
 from inarch.structure.shapes import Shapes
 from inarch.structure.views import View, view_of
 
@@ -98,12 +98,13 @@ class Coupling:
         self._children: dict[int, list[int]] = {}
         self._frozen: dict[int, str] = {}
         self._axes: dict[ir.Value, tuple[list[int], ...] | None] = {}
+        self._started = _PRODUCTS | frozenset(sources)
         self.captured = _captured(graph)
         outputs = set(graph.outputs)
         for node in graph:
             hot = any(v in self.projected for v in data_inputs(node) if v is not None)
             rule = rules.get(node.op_type) if node.domain in ("", "ai.onnx", "com.microsoft") else None
-            heavy = node.op_type in sources
+            heavy = node.op_type in sources and not self.aside(node)
             if not hot and not heavy and not (rule is not None and node.op_type in _PRODUCTS):
                 continue
             if rule is None:
@@ -120,6 +121,15 @@ class Coupling:
                     self.freeze_value(value, f"it is the graph output {value.name}")
                 if value in self.captured and value in self.projected:
                     self.freeze_value(value, "a subgraph captures it")
+
+    def aside(self, node: ir.Node) -> bool:
+        """Whether a node has graphs inside that only compute sizes or tables: no products, and nothing that a projection made."""
+        graphs = graphs_in(node)
+        return bool(graphs) and all(
+            inner.op_type not in self._started and not any(v in self.projected for v in inner.inputs)
+            for graph in graphs
+            for inner in every_node(graph)
+        )
 
     def _apply(self, rule: Rule, node: ir.Node) -> None:
         try:

@@ -299,7 +299,7 @@ def _unreadable(coupling: Coupling) -> Iterable[Rejection]:
                 (r for f in (coupling.axes(node.outputs[0]) or ()) for x in coupling.leaves(f) if (r := coupling.frozen(x))), ""
             )
             yield Rejection("", reason or f"{node.op_type} is not followed", (name,))
-        elif graphs_in(node):
+        elif graphs_in(node) and not coupling.aside(node):
             yield Rejection("", f"control flow ({node.op_type}) is carried through untouched", (name,))
 
 

@@ -6,8 +6,8 @@ integer value that shapes are computed from.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from inarch.structure.arguments import (
     slice_parts,
     split_sizes,
 )
+from inarch.structure.contents import MOST, Content, combined, number
 from inarch.structure.dims import ONE, Dim, Shape, add, broadcast, dim, floor_div, one_of, opaque, product
 
 UNARY = frozenset(
@@ -42,72 +43,14 @@ BROADCAST = frozenset(
 """Operators whose output is the numpy broadcast of all inputs."""
 
 
-Result = tuple[list[Shape | None], tuple[Dim, ...] | None]
+Result = tuple[list[Shape | None], Content | None]
 Rule = Callable[[Known, ir.Node], Result]
 DOMAINS = ("", "ai.onnx", "com.microsoft")
 
 
 def _elementwise(s: Known, node: ir.Node) -> Result:
     shape = broadcast([s.need(v) for v in node.inputs])
-    operands = [s.content(v) for v in node.inputs]
-    content = None
-    if len(operands) == 2 and len(shape) <= 1:
-        a, b = operands
-        if a is not None and b is not None and (len(a) == len(b) or 1 in (len(a), len(b))):
-            size = max(len(a), len(b))
-            pairs = list(zip(a * (size // len(a)), b * (size // len(b)), strict=True)) if a and b else []
-            content = _arithmetic(node.op_type, pairs)
-    elif node.op_type == "Where" and len(shape) <= 1:
-        content = _where(*operands)
-    return [shape], content
-
-
-def _where(test: tuple[Dim, ...] | None, yes: tuple[Dim, ...] | None, no: tuple[Dim, ...] | None) -> tuple[Dim, ...] | None:
-    if test is None or yes is None or no is None or any(t.value is None for t in test):
-        return None
-    size = max(len(test), len(yes), len(no))
-    rows = zip(test * (size // len(test)), yes * (size // len(yes)), no * (size // len(no)), strict=True)
-    return tuple(y if t.coef else n for t, y, n in rows)
-
-
-_WHOLE: dict[str, Callable[[int, int], int]] = {"Mod": operator.mod, "Max": max, "Min": min}
-"""Operators that are computed where both numbers are known, and not where one is negative."""
-
-
-def _whole(op: str, a: Dim, b: Dim) -> Dim | None:
-    if a.value is None or b.value is None:
-        return opaque(op.lower(), a, b)
-    return dim(_WHOLE[op](a.value, b.value)) if a.value >= 0 and b.value > 0 else None
-
-
-def _arithmetic(op: str, pairs: Sequence[tuple[Dim, Dim]]) -> tuple[Dim, ...] | None:
-    if op == "Add":
-        return tuple(add(a, b) for a, b in pairs)
-    if op == "Mul":
-        return tuple(a * b for a, b in pairs)
-    if op == "Div":
-        return tuple(floor_div(a, b) for a, b in pairs)
-    if op == "Sub":
-        return tuple(
-            dim(a.value - b.value) if a.value is not None and b.value is not None else dim(0) if a == b else opaque("sub", a, b)
-            for a, b in pairs
-        )
-    if op in _WHOLE:
-        results = [_whole(op, a, b) for a, b in pairs]
-        return tuple(size for size in results if size is not None) if None not in results else None
-    if op == "Equal":
-        equal = [_equal(a, b) for a, b in pairs]
-        if None not in equal:
-            return tuple(dim(int(bool(e))) for e in equal)
-    return None
-
-
-def _equal(a: Dim, b: Dim) -> bool | None:
-    """Whether two entries are equal, or None; a size is never negative, so it is never torch's -1 for "as it is"."""
-    if a == b or (a.value is not None and b.value is not None):
-        return a == b
-    negative = [d.value is not None and d.value < 0 for d in (a, b)]
-    return False if negative[0] != negative[1] else None
+    return [shape], combined(s, node) if len(shape) <= 1 else None
 
 
 def _shape_op(s: Known, node: ir.Node) -> Result:
@@ -128,7 +71,7 @@ def _constant_of_shape(s: Known, node: ir.Node) -> Result:
     attr = node.attributes.get("value")
     fill = attr.as_tensor().numpy().reshape(-1)[0] if attr is not None else np.float32(0)
     content = None
-    if isinstance(fill, np.integer) and len(target) == 1 and target[0].value is not None and target[0].value <= 64:
+    if isinstance(fill, np.integer) and len(target) == 1 and target[0].value is not None and target[0].value <= MOST:
         content = (dim(int(fill)),) * target[0].value
     return [target], content
 
@@ -271,7 +214,12 @@ def _expand(s: Known, node: ir.Node) -> Result:
         if length is None:
             return [None], None
         target = tuple(opaque("expand", node.outputs[0].name, i) for i in range(length))
-    return [broadcast([given, target])], None
+    shape = broadcast([given, target])
+    content = s.content(node.inputs[0])
+    size = shape[0].value if len(shape) == 1 else None
+    if not content or size is None or size > MOST:
+        return [shape], None
+    return [shape], content * (size // len(content))
 
 
 def _tile(s: Known, node: ir.Node) -> Result:
@@ -384,13 +332,17 @@ def _same_rank(s: Known, node: ir.Node) -> Result:
 
 def _range(s: Known, node: ir.Node) -> Result:
     start, limit, delta = (s.content(v) for v in node.inputs[:3])
-    if start is None or limit is None or delta is None:
-        return [(opaque("range", node.outputs[0].name),)], None
-    if start[0].value == 0 and delta[0].value == 1:
-        size = limit[0]
-        known = size.value
-        return [(size,)], tuple(dim(i) for i in range(known)) if known is not None and known <= 64 else None
-    return [(opaque("range", start[0], limit[0], delta[0]),)], None
+    first, last, step = (number(s, v) for v in node.inputs[:3])
+    if start is not None and limit is not None and delta is not None:
+        if start[0].value == 0 and delta[0].value == 1:
+            size = limit[0]
+            known = size.value
+            return [(size,)], tuple(dim(i) for i in range(known)) if known is not None and known <= MOST else None
+        return [(opaque("range", start[0], limit[0], delta[0]),)], None
+    if first is not None and last is not None and step is not None:
+        # As ONNX Runtime counts: the difference in the numbers' type, the quotient in double precision.
+        return [(dim(max(math.ceil(float(last - first) / float(step)), 0)),)], None
+    return [(opaque("range", node.outputs[0].name),)], None
 
 
 def _einsum(s: Known, node: ir.Node) -> Result:

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from inarch.structure.constants import constant, constant_ints, whole_numbers
+from inarch.structure.constants import constant, constant_ints
+from inarch.structure.contents import MOST, is_real, kept
 from inarch.structure.dims import Dim, Shape, dim, opaque
 from inarch.structure.shape_rules import DOMAINS, SHAPE_RULES, UNARY
 
@@ -26,6 +27,7 @@ class Shapes:
     def __init__(self, graph: ir.Graph) -> None:
         self._shape: dict[ir.Value, Shape | None] = {}
         self._content: dict[ir.Value, tuple[Dim, ...]] = {}
+        self._real: set[ir.Value] = set()
         for value in (*graph.inputs, *graph.initializers.values()):
             self._shape[value] = self._declared(value)
         self._named = {symbol for value in graph.inputs for size in self._shape[value] or () for symbol in size.syms}
@@ -44,7 +46,7 @@ class Shapes:
             return None
         if value not in self._content:
             ints = constant_ints(value)
-            if ints is None or len(ints) > 64:
+            if ints is None or len(ints) > MOST:
                 return None
             self._content[value] = tuple(dim(n) for n in ints)
         return self._content[value]
@@ -55,6 +57,10 @@ class Shapes:
         if content is None or any(d.value is None for d in content):
             return None
         return [d.coef for d in content]
+
+    def real(self, value: ir.Value | None) -> bool:
+        """Whether a content is whole numbers in floating point: their quotients need not be whole."""
+        return value in self._real
 
     @staticmethod
     def _declared(value: ir.Value) -> Shape | None:
@@ -77,36 +83,37 @@ class Shapes:
         content: tuple[Dim, ...] | None = None
         if (rule is not None or node.op_type == "If") and node.domain in DOMAINS:
             try:
-                outputs, content = rule(self, node) if rule is not None else (self._branches(node), None)
+                outputs, content = rule(self, node) if rule is not None else self._branches(node)
             except (IndexError, KeyError, ValueError, TypeError, ZeroDivisionError):
                 # A node that breaks its operator's own rules is ORT's to refuse; here its shape is merely unknown.
                 outputs = []
         elif node.domain in DOMAINS and node.op_type in UNARY:
             first = self.shape(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
             outputs = [first] + [None] * (len(node.outputs) - 1)
-            if node.op_type in ("Cast", "Identity", "Abs", "Floor", "Ceil", "CastLike"):
-                content = self.content(node.inputs[0])
-            if content is None and node.op_type in ("Cast", "CastLike"):
-                whole = whole_numbers(node.inputs[0])
-                content = tuple(dim(n) for n in whole) if whole is not None else None
+            content = kept(self, node)
         for i, value in enumerate(node.outputs):
             mine = outputs[i] if i < len(outputs) else None
             self._shape[value] = self._merge(mine, self._declared(value))
-        if content is not None and len(content) <= 64:
+        if content is not None and len(content) <= MOST:
             self._content[node.outputs[0]] = content
+            if is_real(self, node):
+                self._real.add(node.outputs[0])
 
-    def _branches(self, node: ir.Node) -> list[Shape | None]:
-        """Shapes of an If: those of the branch that a known condition takes, else those that both branches agree on."""
+    def _branches(self, node: ir.Node) -> tuple[list[Shape | None], tuple[Dim, ...] | None]:
+        """An If's: those of the branch that a known condition takes, else what both branches agree on."""
         shapes: list[list[Shape | None]] = []
+        contents: list[tuple[Dim, ...] | None] = []
         for name in ("then_branch", "else_branch"):
             branch = node.attributes[name].as_graph()
             for inner in branch:
                 self._visit(inner)
             shapes.append([self.shape(value) for value in branch.outputs])
+            contents.append(self.content(branch.outputs[0]))
         test = self.ints(node.inputs[0])
         if test is not None and len(test) == 1:
-            return shapes[0 if test[0] else 1]
-        return [a if a == b else None for a, b in zip(*shapes, strict=True)]
+            taken = 0 if test[0] else 1
+            return shapes[taken], contents[taken]
+        return [a if a == b else None for a, b in zip(*shapes, strict=True)], contents[0] if contents[0] == contents[1] else None
 
     def _merge(self, mine: Shape | None, declared: Shape | None) -> Shape | None:
         """Prefer what was computed; take a recorded integer, or size of an input, where the computed size is an unknown."""

@@ -144,6 +144,11 @@ def choose(result: str, kind: str, captured: str) -> str:
     return f"flag = Greater (one, zero)  {result} = If (flag) <{then}, {otherwise}>"
 
 
+def test_a_table_that_a_subgraph_chooses_is_a_side_input() -> None:
+    constants = "float one = {1.0}, float zero = {0.0}, float[8] table"
+    assert free(middle(f"{choose('scale', 'float[8]', 'table')}  h = Mul (a.2, scale)", constants))
+
+
 def test_what_a_subgraph_captures_freezes() -> None:
     model = middle(choose("h", "float[B,S,8]", "a.2"), "float one = {1.0}, float zero = {0.0}")
     assert not free(model)

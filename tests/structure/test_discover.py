@@ -150,14 +150,23 @@ def test_quantised_and_computed_weights_are_reported_with_the_reason() -> None:
     assert any(r.reason == "its weight is computed by Mul" for r in found.table.rejected)
 
 
-def test_control_flow_is_reported() -> None:
-    branches = ", ".join(
-        f"{kind}_branch = {kind} () => (float t) {{ t = {op} (one) }}" for kind, op in (("then", "Neg"), ("else", "Abs"))
-    )
-    body = f"flag = Greater (one, zero)  c = If (flag) <{branches}>  z = Mul (x, c)" + ffn("a", "z", "y")
-    found = of(body, f"float c, float one = {{1.0}}, float zero = {{0.0}}, {ffn_weights('a', 4, 8)}")
-    assert [site.name for site in found.table.sites] == ["a.ffn"]
-    assert [r.reason for r in found.table.rejected] == ["control flow (If) is carried through untouched"]
+@pytest.mark.parametrize(
+    ("inside", "reasons"),
+    [
+        ("Neg (one)", []),
+        ("ReduceSum <keepdims = 0> (x)", []),
+        ("ReduceSum <keepdims = 0> (stream)", ["control flow (If) is carried through untouched"]),
+        ("MatMul (three, three)", ["control flow (If) is carried through untouched"]),
+    ],
+)
+def test_control_flow_is_reported_unless_it_only_computes_numbers_beside_the_stream(inside: str, reasons: list[str]) -> None:
+    branches = f"then_branch = g () => (float t) {{ t = {inside} }}, else_branch = h () => (float e) {{ e = Abs (one) }}"
+    choice = f"flag = Greater (one, zero)  c = If (flag) <{branches}>  z = Mul (stream, c)"
+    body = ffn("b", "x", "stream") + choice + ffn("a", "z", "y")
+    constants = "float one = {1.0}, float zero = {0.0}, float[3] three = {1.0, 2.0, 3.0}"
+    found = of(body, f"{constants}, {ffn_weights('a', 4, 8)}, {ffn_weights('b', 4, 8)}")
+    assert [site.name for site in found.table.sites] == ["b.ffn", "a.ffn"]
+    assert [r.reason for r in found.table.rejected] == reasons
 
 
 def test_a_gemm_with_factors_is_reported() -> None:

@@ -138,6 +138,41 @@ def test_convolutions(kernel: int) -> None:
     assert len(sizes) > 3
 
 
+THROUGH_FLOATS = """
+    a = Cast <to = 1> ({a})
+    b = Cast <to = 1> (two)
+    q = Div (a, b)
+    p = Mul (q, b)
+    n = Cast <to = 7> (p)
+    y = ConstantOfShape (n)"""
+SIZES = """int64[1] five = {5}, int64[1] two = {2}, int64[1] none = {0}, int64[1] less = {-7}, int64 many = {4},
+    float half = {0.5}, float step = {1}"""
+
+COMPUTED = {
+    "a quotient that is whole": (THROUGH_FLOATS.replace("{a}", "two"), (dim(2),)),
+    "a quotient that is not": (THROUGH_FLOATS.replace("{a}", "five"), None),
+    "a quotient of integers": ("n = Div (five, two) y = ConstantOfShape (n)", (dim(2),)),
+    "a magnitude": ("n = Abs (less) y = ConstantOfShape (n)", (dim(7),)),
+    "a truth": ("t = Cast <to = 9> (five) n = Cast <to = 7> (t) y = ConstantOfShape (n)", (dim(1),)),
+    "greater": ("t = Greater (five, two) n = Where (t, five, two) y = ConstantOfShape (n)", (dim(5),)),
+    "at most": ("t = LessOrEqual (five, two) n = Where (t, five, two) y = ConstantOfShape (n)", (dim(2),)),
+    "repeated": ("n = Expand (five, two) y = ConstantOfShape (n)", (dim(5), dim(5))),
+    "a range in floating point": ("limit = Cast <to = 1> (many) y = Range (half, limit, step)", (dim(4),)),
+}
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_computed(name: str) -> None:
+    body, wanted = COMPUTED[name]
+    assert shape_of(body, weights=SIZES) == wanted
+
+
+@pytest.mark.parametrize(("first", "size"), [("five", 5), ("less", 2)])
+def test_the_content_of_a_branch_that_is_known_to_be_taken(first: str, size: int) -> None:
+    branches = "then_branch = g () => (int64[1] m) {m = Identity (five)}, else_branch = h () => (int64[1] m) {m = Identity (two)}"
+    assert shape_of(f"t = Greater ({first}, none) n = If <{branches}> (t) y = ConstantOfShape (n)", weights=SIZES) == (dim(size),)
+
+
 def test_split_equal_and_by_sizes() -> None:
     assert shape_of("y, z = Split <axis = 2, num_outputs = 2> (x)", "z") == (B, S, dim(12))
     assert shape_of("y, z = Split <axis = 2> (x, n)", "z", "int64[2] n = {4, 20}") == (B, S, dim(20))
