@@ -119,6 +119,7 @@ def _hub() -> Iterator[Case]:
     yield Case("phi3-eager", partial(hub.phi3, "eager"), tokens, mask, (msa(2, heads=2), ffn(2)), ROTARY, unsure=turned)
     yield Case("neox-eager", partial(hub.neox, "eager"), tokens, mask, plain, ROTARY, unsure=turned)
     yield Case("bart-eager", partial(hub.bart, "eager"), tokens, mask, (msa(6), ffn(4)))
+    yield Case("dinov3-eager", partial(hub.dinov3, "eager"), pixels(16), image, plain, IMAGES, unsure=turned)
     yield Case("t5-eager", partial(hub.t5, "eager"), tokens, mask, plain)
     stages = (msa(2, heads=2), ffn(2, hidden=32), msa(2, heads=4), ffn(2, hidden=64))
     yield Case("swin-eager", partial(hub.swin, "eager"), pixels(32), image, stages, IMAGES)

@@ -180,6 +180,12 @@ def vit(attention: str) -> nn.Module:
     return Vision(transformers.ViTModel(config, add_pooling_layer=False))
 
 
+def dinov3(attention: str) -> nn.Module:
+    """Rotary positions for the patches alone, from a table that is made for the image's size."""
+    config = _config("DINOv3ViTConfig", hidden_size=WIDTH, intermediate_size=HIDDEN, **_IMAGE, attn_implementation=attention)
+    return Vision(transformers.DINOv3ViTModel(config))
+
+
 def dinov2(attention: str) -> nn.Module:
     """LayerScale."""
     config = _config("Dinov2Config", hidden_size=WIDTH, mlp_ratio=HIDDEN // WIDTH, **_IMAGE, attn_implementation=attention)
