@@ -82,7 +82,7 @@ def discover(model: ir.Model, coupling: Coupling | None = None) -> Discovery:
     coupling = coupling or Coupling(model.graph, RULES, SOURCES)
     order = coupling.order
     found: list[tuple[Found, Site, Region]] = []
-    rejected: list[Rejection] = []
+    refused: list[tuple[list[Projection], Rejection]] = []
     makers, readers = _index(coupling)
     taken: set[Projection] = set()
     placed: set[Projection] = set()
@@ -121,7 +121,9 @@ def discover(model: ir.Model, coupling: Coupling | None = None) -> Discovery:
             elif reason is not None:
                 params = tuple(str(p.view.param.name) for p in (*sources, *sinks))
                 nodes = tuple(str(p.node.name or p.node.outputs[0].name) for p in (*sources, *sinks))
-                rejected.append(Rejection("", reason, nodes, params))
+                refused.append((sinks, Rejection("", reason, nodes, params)))
+    # What only other sites read is the stream between them: a short one looks like a hidden axis.
+    rejected = [rejection for sinks, rejection in refused if not placed.issuperset(sinks)]
     found.sort(key=lambda item: max(order[item[2].projections[role].node] for role in item[2].sinks))
     rejected.extend(_disconnected(coupling, taken))
     rejected.extend(_unreadable(coupling))

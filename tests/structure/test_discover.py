@@ -205,3 +205,16 @@ def test_the_table_does_not_depend_on_names(form: str) -> None:
                 value.name = f"v{i}.{j}"
     assert discover(copy).table.fingerprint == before.fingerprint
     assert [site.members for site in discover(copy).table.sites] == [site.members for site in before.sites]
+
+
+def test_a_short_stream_that_another_tower_is_compared_with_is_nothing_that_was_refused() -> None:
+    body = f"""
+        image = MatMul (x, image.weight)
+        {ffn("a", "image", "embedded")}
+        text = MatMul (x, text.weight)
+        turned = Transpose <perm = [0, 2, 1]> (text)
+        y = MatMul (embedded, turned)"""
+    weights = f"float[4,4] image.weight, float[4,4] text.weight, {ffn_weights('a', 4, 8)}"
+    found = discover(model_of(body, inputs="float[B,S,4] x", outputs="float[B,S,S] y", weights=weights))
+    assert [site.name for site in found.table.sites] == ["a.ffn"]
+    assert not found.table.rejected
