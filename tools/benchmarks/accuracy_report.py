@@ -38,7 +38,8 @@ def unpack(text: str, count: int) -> npt.NDArray[np.float64]:
 
 
 LINES = {"": "-", ", distilled": "--", ", distilled throughout": ":"}
-"""How a line is drawn, by how long what it shows had a teacher."""
+MARKERS = {"": "o", ", distilled": "s", ", distilled throughout": "^"}
+"""How a line and its points are drawn, by how long what they show had a teacher."""
 
 
 def of(cells: Cells, label: str, keep: float, about: About) -> dict[int, Mapping[str, Any]]:
@@ -176,12 +177,12 @@ def draw(cells: Cells, there: Sequence[About], out: Path) -> bool:
     spectrum = [*range(0, 20, 2), *range(1, 20, 2)]  # the strong ones first
     methods = sorted({cell.method for cell in cells}, key=lambda one: (one != OURS, one))
     colours = {method: colormaps["tab20"](spectrum[number % 20]) for number, method in enumerate(methods)}
-    looks = {cell.label: (colours[cell.method], LINES[cell.how]) for cell in cells}
+    looks = {cell.label: (colours[cell.method], LINES[cell.how], MARKERS[cell.how]) for cell in cells}
     panels = list(figure.subplots(high, wide, squeeze=False).flat)
     for panel, about in zip(panels, there, strict=False):
         mine = [cell for cell in cells if cell.about == about]
         for method in sorted({cell.label for cell in mine}, key=lambda one: (not one.startswith(OURS), one)):
-            colour, line = looks[method]
+            colour, line, marker = looks[method]
             keeps = sorted({cell.keep for cell in mine if cell.label == method})
             found = [(keep, compare(cells, ("dense", 1.0), (method, keep), about)) for keep in keeps]
             there_too = [(keep, 100 * paired.difference) for keep, paired in found if paired is not None]
@@ -190,7 +191,7 @@ def draw(cells: Cells, there: Sequence[About], out: Path) -> bool:
             kept = [100 * _kept(list(of(cells, method, keep, about).values())) for keep, _ in there_too]
             style = {"linewidth": 2.2, "zorder": 3} if method.startswith(OURS) else {"linewidth": 1.0, "alpha": 0.8}
             points = [value for _, value in there_too]
-            panel.plot(kept, points, marker="o", markersize=4, label=method, color=colour, linestyle=line, **style)
+            panel.plot(kept, points, marker=marker, markersize=5, label=method, color=colour, linestyle=line, **style)
         panel.axhline(0, color="black", linewidth=0.8, label="dense")
         panel.set(title=", ".join(about), xlim=(15, 100), ylabel="points above dense, same seeds")
         panel.set_xlabel("stored parameters, % of the whole model")
