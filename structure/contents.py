@@ -33,16 +33,11 @@ _COMPARED: dict[str, Callable[[int, int], bool]] = {
 
 def combined(s: Known, node: ir.Node) -> Content | None:
     """The content of an elementwise operator's result, at most one axis of it."""
-    operands = [s.content(v) for v in node.inputs]
     if node.op_type == "Where":
-        return _where(*operands)
-    if len(operands) != 2:
+        return _where(*(s.content(v) for v in node.inputs))
+    pairs = _pairs(s, node)
+    if pairs is None:
         return None
-    a, b = operands
-    if a is None or b is None or (len(a) != len(b) and 1 not in (len(a), len(b))):
-        return None
-    size = max(len(a), len(b))
-    pairs = list(zip(a * (size // len(a)), b * (size // len(b)), strict=True)) if a and b else []
     if node.op_type == "Div" and any(s.real(v) for v in node.inputs):
         return _whole_quotients(pairs)
     return _arithmetic(node.op_type, pairs)
@@ -57,6 +52,8 @@ def kept(s: Known, node: ir.Node) -> Content | None:
     if kind is not None and content is None:
         whole = whole_numbers(node.inputs[0])
         content = tuple(dim(n) for n in whole) if whole is not None else None
+    if content is None and (node.op_type == "Floor" or (kind is not None and kind.is_integer())):
+        content = _cut_quotients(s, node.inputs[0])
     if content is None:
         return None
     if node.op_type == "Abs":
@@ -95,6 +92,18 @@ def _cast_to(node: ir.Node) -> ir.DataType | None:
     return None
 
 
+def _pairs(s: Known, node: ir.Node) -> list[tuple[Dim, Dim]] | None:
+    """The entries of two operands, side by side as they are broadcast."""
+    operands = [s.content(v) for v in node.inputs]
+    if len(operands) != 2:
+        return None
+    a, b = operands
+    if a is None or b is None or (len(a) != len(b) and 1 not in (len(a), len(b))):
+        return None
+    size = max(len(a), len(b))
+    return list(zip(a * (size // len(a)), b * (size // len(b)), strict=True)) if a and b else []
+
+
 def _where(test: Content | None, yes: Content | None, no: Content | None) -> Content | None:
     if test is None or yes is None or no is None or any(t.value is None for t in test):
         return None
@@ -107,6 +116,17 @@ def _whole_quotients(pairs: Sequence[tuple[Dim, Dim]]) -> Content | None:
     """Of numbers in floating point: those that are whole whatever the sizes are."""
     exact = [a.over(b) for a, b in pairs]
     return tuple(size for size in exact if size is not None) if None not in exact else None
+
+
+def _cut_quotients(s: Known, value: ir.Value | None) -> Content | None:
+    """Of a quotient in floating point: what is left of it without its fraction."""
+    node = value.producer() if value is not None else None
+    if value is None or node is None or node.op_type != "Div" or len(s.need(value)) > 1:
+        return None
+    pairs = _pairs(s, node)
+    if pairs is None or any(size.coef < 0 for pair in pairs for size in pair):
+        return None
+    return tuple(floor_div(a, b) for a, b in pairs)
 
 
 def _arithmetic(op: str, pairs: Sequence[tuple[Dim, Dim]]) -> Content | None:

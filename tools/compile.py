@@ -153,4 +153,4 @@ def show(lowered: LoweredPlan) -> None:
         render.add_row(totals, label, render.count(number), render.percent(number, lowered.parameters))
     render.show(totals)
     changed = sum(site.touched for site in lowered.sites)
-    render.say(f"{changed} of {len(lowered.sites)} sites change; {len(lowered.segments)} shared segments")
+    render.say(f"{changed} of {len(lowered.sites)} sites change; shared segments: {len(lowered.segments)}")

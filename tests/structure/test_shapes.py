@@ -138,19 +138,17 @@ def test_convolutions(kernel: int) -> None:
     assert len(sizes) > 3
 
 
-THROUGH_FLOATS = """
-    a = Cast <to = 1> ({a})
-    b = Cast <to = 1> (two)
-    q = Div (a, b)
-    p = Mul (q, b)
-    n = Cast <to = 7> (p)
-    y = ConstantOfShape (n)"""
+QUOTIENT = "a = Cast <to = 1> (five) b = Cast <to = 1> (two) q = Div (a, b)"
+AND_BACK = "p = Mul (q, b) n = Cast <to = 7> (p) y = ConstantOfShape (n)"
 SIZES = """int64[1] five = {5}, int64[1] two = {2}, int64[1] none = {0}, int64[1] less = {-7}, int64 many = {4},
     float half = {0.5}, float step = {1}"""
 
 COMPUTED = {
-    "a quotient that is whole": (THROUGH_FLOATS.replace("{a}", "two"), (dim(2),)),
-    "a quotient that is not": (THROUGH_FLOATS.replace("{a}", "five"), None),
+    "a quotient that is whole": (f"{QUOTIENT.replace('five', 'two')} {AND_BACK}", (dim(2),)),
+    "a quotient that is not": (f"{QUOTIENT} {AND_BACK}", None),
+    "a quotient that is cut": (f"{QUOTIENT} n = Cast <to = 7> (q) y = ConstantOfShape (n)", (dim(2),)),
+    "a quotient that is rounded down": (f"{QUOTIENT} f = Floor (q) n = Cast <to = 7> (f) y = ConstantOfShape (n)", (dim(2),)),
+    "a quotient that is rounded up": (f"{QUOTIENT} f = Ceil (q) n = Cast <to = 7> (f) y = ConstantOfShape (n)", None),
     "a quotient of integers": ("n = Div (five, two) y = ConstantOfShape (n)", (dim(2),)),
     "a magnitude": ("n = Abs (less) y = ConstantOfShape (n)", (dim(7),)),
     "a truth": ("t = Cast <to = 9> (five) n = Cast <to = 7> (t) y = ConstantOfShape (n)", (dim(1),)),
