@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from inarch.compiler.values import SiteValues, parameter_tensors
+from inarch.structure.constants import constant
 from inarch.structure.errors import LoweringError, ModelError
 from inarch.structure.lowered import ResolvedPlan
 from inarch.structure.nodes import every_node, graphs_in
@@ -189,9 +190,8 @@ def _parameter(model: ir.Model, name: str) -> ir.Value:
     if value is not None:
         return value
     for node in model.graph:
-        if node.op_type == "Constant" and "value" in node.attributes and node.outputs[0].name == name:
-            old = node.outputs[0]
-            tensor = node.attributes["value"].as_tensor()
+        old = node.outputs[0] if node.op_type == "Constant" else None
+        if old is not None and old.name == name and (tensor := constant(old)) is not None:
             old.name = f"{name}_constant"
             new = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor)
             model.graph.register_initializer(new)

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from inarch.structure.constants import tensor_in
+from inarch.structure.constants import constant
 from inarch.structure.errors import LoweringError, ModelError
 from inarch.structure.lowered import ResolvedPlan
 from inarch.structure.sites import Member, SiteTable
@@ -84,11 +84,11 @@ def parameter_tensors(model: ir.Model) -> Mapping[str, ir.TensorProtocol]:
         name: value.const_value for name, value in model.graph.initializers.items() if value.const_value is not None
     }
     for node in model.graph:
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and "value" in node.attributes:
-            name = node.outputs[0].name
-            attribute = node.attributes["value"]
-            if name is not None and not attribute.is_ref():
-                tensors.setdefault(name, tensor_in(attribute))
+        known = node.op_type == "Constant" and node.domain in ("", "ai.onnx")
+        if known and not any(attribute.is_ref() for attribute in node.attributes.values()):
+            name, tensor = node.outputs[0].name, constant(node.outputs[0])
+            if name is not None and tensor is not None:
+                tensors.setdefault(name, tensor)
     return tensors
 
 

@@ -165,6 +165,9 @@ class Cuts:
             return inputs
         inputs[1] = self._editor.ints([s for s, _ in bounds], "starts")
         inputs[2] = self._editor.ints([e for _, e in bounds], "ends")
+        for position, numbers in ((3, axes), (4, steps)):
+            if len(inputs) > position and inputs[position] is not None:
+                inputs[position] = self._editor.ints(numbers, "slice")
         return inputs
 
     def _mixed(self, node: ir.Node) -> list[ir.Value | None]:

@@ -29,7 +29,8 @@ def write_empty(editor: Editor, region: Region) -> bool:
     """
     shapes = region.coupling.shapes
     inside = {v for node in region.nodes for v in node.outputs}
-    outer = [p.x for role, p in region.projections.items() if role not in region.sinks]
+    outer = [v for role, p in region.projections.items() if role not in region.sinks if (v := p.node.inputs[0]) is not None]
+    before = {v: p.x for p in region.projections.values() if (v := p.node.inputs[0]) is not None}
     outer += [v for node in region.nodes for v in node.inputs if v is not None and v not in inside]
     outer.extend(editor.graph.inputs)
     outside = [v for v in dict.fromkeys(outer) if v not in inside and constant(v) is None]
@@ -39,9 +40,10 @@ def write_empty(editor: Editor, region: Region) -> bool:
         """What is there before a node of the region."""
         known: Known = {}
         for value in outside:
-            maker = value.producer()
+            old = before.get(value, value)
+            maker = old.producer()
             if maker is None or order.get(maker, len(order)) < order[anchor]:
-                for axis, size in enumerate(shapes.shape(value) or ()):
+                for axis, size in enumerate(shapes.shape(old) or ()):
                     if size.syms:
                         known.setdefault(size, (value, axis))
         return known

@@ -26,7 +26,7 @@ from inarch.passes.selection import INNER, Selection
 from inarch.passes.stored import Stored
 from inarch.structure.arguments import data_inputs, int_attr
 from inarch.structure.coupling import Projection
-from inarch.structure.dims import product
+from inarch.structure.dims import ONE, product
 from inarch.structure.errors import PassError
 from inarch.structure.graph_edit import Editor, restored_shape
 from inarch.structure.kinds import NONLINEAR
@@ -241,14 +241,27 @@ class _Call:
         shape = self.shapes.shape(out)
         before = x.producer() if x is not None else None
         beside = (before is not None and before.op_type in _FOLDED) or any(n.op_type in _FOLDED for n in out.consumers())
-        beside = beside or _behind_transposes(x)
+        factor = anchor.attributes.get("alpha")
+        beside = beside or _behind_transposes(x) or factor is not None
         if not (beside or apart) and shape is not None and len(shape) > 2:
             return self.editor.node(anchor, "MatMul", [x, weight], hint=str(out.name)).outputs[0]
         # Other axes than its neighbours', whose Unsqueeze may become one with theirs.
         axes = [0, 1] if apart else [0]
         wide = self._axes_node(anchor, "Unsqueeze", x, axes)
         made = self.editor.node(anchor, "MatMul", [wide, weight], hint=str(out.name)).outputs[0]
-        return self._axes_node(anchor, "Squeeze", made, axes)
+        made = self._axes_node(anchor, "Squeeze", made, axes)
+        if factor is None or factor.as_float() == 1.0:
+            return made
+        assert weight.dtype is not None
+        scale = self.editor.initializer(f"{out.name}.alpha", ir.tensor(factor.as_float(), dtype=weight.dtype))
+        return self.editor.node(anchor, "Mul", [made, scale], hint=str(out.name)).outputs[0]
+
+    def _write_axes(self, node: ir.Node, axes: Sequence[int]) -> None:
+        if self.editor.graph.opset_imports.get("", 13) < 13:
+            node.attributes["axes"] = ir.AttrInt64s("axes", list(axes))
+        else:
+            node.resize_inputs(2)
+            node.replace_input_with(1, self.editor.ints(axes, "axes"))
 
     def _axes_node(self, anchor: ir.Node, op: str, value: ir.Value | None, axes: Sequence[int]) -> ir.Value:
         hint = str(value.name) if value is not None else op
@@ -377,7 +390,8 @@ class _Call:
             per_head = self.w.selection(key).size(layout[2]).coef // heads
             split.append(self._reshape(node, part, [0, 0, heads, per_head]))
         joined = self.editor.node(node, "Concat", split, {"axis": 3}, hint=str(value.name)).outputs[0]
-        return self._reshape(node, joined, [0, 0, -1])
+        width = sum(self.w.selection(key).size(layout[2]).coef for key in keys)
+        return self._reshape(node, joined, [0, 0, width])
 
     def _reshape(self, anchor: ir.Node, value: ir.Value | None, target: list[int]) -> ir.Value:
         hint = str(value.name) if value is not None else "reshape"
@@ -409,7 +423,7 @@ class _Call:
         for key, size in zip(keys, per_head, strict=True):
             part = self.cuts.sliced(node, wide, at, at + size, 3)
             at += size
-            versions[key] = self._reshape(node, part, [0, 0, -1]) if flat else part
+            versions[key] = self._reshape(node, part, [0, 0, heads * size]) if flat else part
 
     # --- everything else -----------------------------------------------------------------------------------------------
 
@@ -424,6 +438,10 @@ class _Call:
             clone = self.editor.clone(node, self.cuts.targets(node, inputs, selection), node)
             if "num_heads" in clone.attributes and node.op_type == "RotaryEmbedding" and int_attr(node, "num_heads", 0):
                 clone.attributes["num_heads"] = ir.AttrInt64("num_heads", self._count(node.inputs[0], selection))
+            if node.op_type == "Squeeze" and "axes" not in node.attributes and not any(node.inputs[1:]):
+                # Without axes it would take one head that is left for an axis too many.
+                ones = [axis for axis, size in enumerate(self.shapes.need(node.inputs[0])) if size == ONE]
+                self._write_axes(clone, ones)
             if "split" in clone.attributes:
                 sizes = self.cuts.split_lengths(node, selection)
                 clone.attributes["split"] = ir.AttrInt64s("split", sizes)
@@ -431,7 +449,10 @@ class _Call:
                 self.made[old][key] = new
                 self._size(old, new, key)
         for value in node.outputs:
-            self._leave(value)
+            if value.uses() or value.is_graph_output():
+                self._leave(value)
+            else:  # a mask of Dropout, say, that would have to be put together for nobody
+                del self.made[value]
 
     def _input(self, node: ir.Node, position: int, key: Key, selection: Selection) -> ir.Value | None:
         value = node.inputs[position]

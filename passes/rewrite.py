@@ -66,8 +66,8 @@ class Workpiece:
 
 def _one_zero_unit(site: Site) -> LoweredSite:
     """The smallest form of a site of which nothing is left, where the size of its result is known only to its own nodes."""
-    names = [name for name in site.axes if name != "head"]
-    blocks = {name: (Block(np.zeros((1, 1), np.int64)),) for name in names}
+    sizes = {name: axis.per_head if axis.frozen else 1 for name, axis in site.axes.items() if name != "head"}
+    blocks = {name: (Block(np.arange(size, dtype=np.int64)[None]),) for name, size in sizes.items()}
     return LoweredSite(site.name, (Group((0,), blocks),), touched=True)
 
 

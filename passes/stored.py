@@ -94,7 +94,9 @@ class Stored:
             return value
         cast = (key, "cast")
         if cast not in self._made:
-            self._made[cast] = editor.node(anchor, "Cast", [value], {"to": int(view.cast)}, hint=str(value.name)).outputs[0]
+            # Before everything: its other readers may stand before this one.
+            first = editor.graph[0]
+            self._made[cast] = editor.node(first, "Cast", [value], {"to": int(view.cast)}, hint=str(value.name)).outputs[0]
         return self._made[cast]
 
     def vector(

@@ -106,6 +106,8 @@ def layer_norm(c: Coupling, node: ir.Node) -> None:
     axis = int_attr(node, "axis", default) % rank
     _mixing(c, node, axis, f"{node.op_type} runs over it")
     for extra in node.outputs[1:]:
+        if extra.uses() or extra.is_graph_output():
+            c.freeze_value(node.outputs[0], f"{node.op_type} statistics are read")
         c.freeze_value(extra, f"{node.op_type} statistics")
 
 
@@ -133,11 +135,12 @@ def reduce(c: Coupling, node: ir.Node) -> None:
         c.freeze_node(node, "its rank is unknown")
         return
     try:
-        listed = axes_of(c.shapes, node)
+        listed = axes_of(c.shapes, node) or None
     except ValueError:
         c.freeze_node(node, "its axes are not constant")
         return
-    drop = {a % rank for a in listed} if listed is not None else set(range(rank))
+    whole = set() if int_attr(node, "noop_with_empty_axes", 0) else set(range(rank))
+    drop = {a % rank for a in listed} if listed is not None else whole
     keep = int_attr(node, "keepdims", 1)
     at = 0
     axes = c.axes(x) or ()
@@ -203,6 +206,9 @@ def gemm(c: Coupling, node: ir.Node) -> None:
     attrs = node.attributes
     plain = not int_attr(node, "transA", 0) and all(attrs[name].as_float() == 1.0 for name in ("alpha", "beta") if name in attrs)
     if plain and c.project(node, bool(int_attr(node, "transB", 0))):
+        added = node.inputs[2] if len(node.inputs) > 2 else None
+        if added is not None and added in c.projected:
+            _broadcast(c, [added], node.outputs[0])
         return
     weight = node.inputs[1]
     if not plain and weight is not None and constant(weight) is not None:
@@ -287,6 +293,9 @@ def slice_(c: Coupling, node: ir.Node) -> None:
         start, end, step = parts[i]
         if start == 0 and step == 1 and end is not None and end >= 2**31 - 1:
             c.unite(axes_x[i], axes_out[i])
+            continue
+        if any(None in (a, b) for j, (a, b, _) in parts.items() if j != i):
+            c.freeze([*axes_x[i], *axes_out[i]], "Slice cuts it together with an axis that it cuts at a computed place")
             continue
         known = size.value
         if known is None or start is None or end is None:

@@ -22,6 +22,9 @@ _HIDDEN = frozenset(name for names in AXIS_FACTORS.values() for name in names)
 _LINEAR = frozenset("Add Sub Cast Identity Dropout Reshape Transpose Unsqueeze Squeeze Flatten".split())
 """Between a projection and its bias nothing else may stand."""
 
+_SCALED = ELEMENTWISE | {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}
+"""Operators whose side inputs are broadcast along the axes of their first: a norm's scale may run along the heads, too."""
+
 _ZERO_STAYS_ZERO = frozenset(
     """MatMul FusedMatMul Gemm Einsum Mul Neg Cast Identity Dropout Reshape Transpose Unsqueeze Squeeze Flatten Expand Tile
     Slice Split Concat Gather Relu Tanh Erf Sin Abs Sign LeakyRelu Sqrt Shape Size Attention MultiHeadAttention
@@ -144,7 +147,7 @@ def riders_of(region: Region, kind: Kind) -> tuple[list[Rider], frozenset[str], 
             riders.extend(_fused_riders(region, node))
             continue
         bias_here = False
-        if node.op_type in ELEMENTWISE:
+        if node.op_type in _SCALED:
             for position, value in enumerate(node.inputs):
                 if value is None or value in region.coupling.projected:
                     continue
@@ -168,7 +171,8 @@ def riders_of(region: Region, kind: Kind) -> tuple[list[Rider], frozenset[str], 
                 for name in _unreachable(layout):
                     loose.setdefault(name, f"{value.name} runs along it inside an axis of unknown size")
                 for inner in ("qk", "vo", "vo2"):
-                    if carries(layout, (inner,)) and not carries(layout, ("head",)) and "head" in region.names.values():
+                    apart = any(carries((own,), (inner,)) and not carries((own,), ("head",)) for own in layout)
+                    if apart and "head" in region.names.values():
                         uniform.add(inner)
         if kind == "msa" and not bias_here and _counts_when_zero(region, node):
             loose.setdefault("qk", f"{node.op_type} ({node.name or node.outputs[0].name}) can make a pruned unit count")

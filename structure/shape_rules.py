@@ -282,7 +282,7 @@ def _conv(s: Known, node: ir.Node) -> Result:
 
 
 def _reduce(s: Known, node: ir.Node) -> Result:
-    shape, axes = s.need(node.inputs[0]), axes_of(s, node)
+    shape, axes = s.need(node.inputs[0]), axes_of(s, node) or None
     if axes is None and int_attr(node, "noop_with_empty_axes", 0):
         return [shape], None
     drop = {a % len(shape) for a in axes} if axes is not None else set(range(len(shape)))
