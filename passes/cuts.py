@@ -102,13 +102,18 @@ class Cuts:
         sizes = edit.node(node, "Shape", [value], hint=f"{hint}.shape").outputs[0]
         before = [self.sliced(node, sizes, 0, axis, 0)] if axis else []
         after = self.sliced(node, sizes, axis + 1, 2**31 - 1, 0)
-        open_end = edit.ints([-1], "shape")
-        wide = edit.node(node, "Concat", [*before, open_end, edit.ints([inner], "shape"), after], {"axis": 0}, hint="shape")
-        parted = edit.node(node, "Reshape", [value, wide.outputs[0]], hint=hint).outputs[0]
+        # Sizes are written out: where another axis is empty, Reshape cannot find one out.
+        outer = edit.node(
+            node, "Div", [self.sliced(node, sizes, axis, axis + 1, 0), edit.ints([inner], "shape")], hint="shape"
+        ).outputs[0]
+        left = edit.node(node, "Mul", [outer, edit.ints([len(places)], "shape")], hint="shape").outputs[0]
+        zero = {"allowzero": 1} if edit.graph.opset_imports.get("", 0) >= 14 else {}
+        wide = edit.node(node, "Concat", [*before, outer, edit.ints([inner], "shape"), after], {"axis": 0}, hint="shape")
+        parted = edit.node(node, "Reshape", [value, wide.outputs[0]], zero, hint=hint).outputs[0]
         index = edit.ints([int(i) for i in places], "index")
         picked = edit.node(node, "Gather", [parted, index], {"axis": axis + 1}, hint=hint).outputs[0]
-        flat = edit.node(node, "Concat", [*before, open_end, after], {"axis": 0}, hint="shape")
-        return edit.node(node, "Reshape", [picked, flat.outputs[0]], hint=hint).outputs[0]
+        flat = edit.node(node, "Concat", [*before, left, after], {"axis": 0}, hint="shape")
+        return edit.node(node, "Reshape", [picked, flat.outputs[0]], zero, hint=hint).outputs[0]
 
     def targets(self, node: ir.Node, inputs: list[ir.Value | None], selection: Selection) -> list[ir.Value | None]:
         """Shapes, slice bounds and split sizes that a node takes as inputs, for the version's sizes."""

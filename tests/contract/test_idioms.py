@@ -291,3 +291,50 @@ def test_one_slice_of_the_hidden_axis_and_of_a_length_that_is_computed() -> None
     table = discover(canonicalize(model)).table
     assert [site.name for site in table.sites] == ["b.ffn"]
     assert "at a computed place" in table.rejected[0].reason
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (0, 5), (2, 0)])
+def test_heads_are_picked_out_of_batch_and_heads_in_one_axis(shape: tuple[int, int]) -> None:
+    batch, length = shape
+    roles = "".join(
+        f"""
+        {role}0 = MatMul (x, {role}.weight)
+        {role}1 = Reshape <allowzero = 1> ({role}0, split)
+        {role}2 = Transpose <perm = [0, 2, 1, 3]> ({role}1)
+        {role} = Reshape <allowzero = 1> ({role}2, flat)"""
+        for role in "qkv"
+    )
+    body = f"""
+        n = Shape (x)
+        b = Gather (n, zero)
+        s = Gather (n, one)
+        bh = Mul (b, heads)
+        split = Concat <axis = 0> (b, s, heads, each)
+        flat = Concat <axis = 0> (bh, s, each)
+        square = Concat <axis = 0> (bh, s, s)
+        apart = Concat <axis = 0> (b, heads, s, each)
+        merged = Concat <axis = 0> (b, s, inner)
+        every = Concat <axis = 0> (b, heads, s, s)
+        {roles}
+        turned = Transpose <perm = [0, 2, 1]> (k)
+        scores = MatMul (q, turned)
+        wide = Expand (bias, every)
+        added = Reshape <allowzero = 1> (wide, square)
+        biased = Add (scores, added)
+        p = Softmax <axis = -1> (biased)
+        c0 = MatMul (p, v)
+        c1 = Reshape <allowzero = 1> (c0, apart)
+        c2 = Transpose <perm = [0, 2, 1, 3]> (c1)
+        c3 = Reshape <allowzero = 1> (c2, merged)
+        o = MatMul (c3, o.weight)
+        y = Add (x, o)"""
+    inner = HEADS * PER_HEAD
+    constants = {"zero": 0, "one": 1, "heads": HEADS, "each": PER_HEAD, "inner": inner}
+    weights = [f"int64[1] {name} = {{{number}}}" for name, number in constants.items()]
+    weights += [f"float[{WIDTH},{inner}] {role}.weight" for role in "qkv"] + [f"float[{inner},{WIDTH}] o.weight"]
+    inputs = f"float[B,S,{WIDTH}] x, float[{HEADS},S,S] bias"
+    model = model_of(body, inputs=inputs, outputs=f"float[B,S,{WIDTH}] y", weights=", ".join(weights))
+    rng = np.random.default_rng(0)
+    feed = {"x": rng.standard_normal((batch, length, WIDTH)), "bias": rng.standard_normal((HEADS, length, length))}
+    assert len(discover(canonicalize(model)).table.sites) == 1
+    assert not wrong(model, keep("head", [0, 3]), [{name: array.astype(np.float32) for name, array in feed.items()}])
