@@ -242,7 +242,8 @@ class _Call:
         before = x.producer() if x is not None else None
         beside = (before is not None and before.op_type in _FOLDED) or any(n.op_type in _FOLDED for n in out.consumers())
         factor = anchor.attributes.get("alpha")
-        beside = beside or _behind_transposes(x) or factor is not None
+        alpha = factor.as_float() if factor is not None else 1.0
+        beside = beside or _behind_transposes(x) or alpha != 1.0
         if not (beside or apart) and shape is not None and len(shape) > 2:
             return self.editor.node(anchor, "MatMul", [x, weight], hint=str(out.name)).outputs[0]
         # Other axes than its neighbours', whose Unsqueeze may become one with theirs.
@@ -250,10 +251,10 @@ class _Call:
         wide = self._axes_node(anchor, "Unsqueeze", x, axes)
         made = self.editor.node(anchor, "MatMul", [wide, weight], hint=str(out.name)).outputs[0]
         made = self._axes_node(anchor, "Squeeze", made, axes)
-        if factor is None or factor.as_float() == 1.0:
+        if alpha == 1.0:
             return made
         assert weight.dtype is not None
-        scale = self.editor.initializer(f"{out.name}.alpha", ir.tensor(factor.as_float(), dtype=weight.dtype))
+        scale = self.editor.initializer(f"{out.name}.alpha", ir.tensor(alpha, dtype=weight.dtype))
         return self.editor.node(anchor, "Mul", [made, scale], hint=str(out.name)).outputs[0]
 
     def _write_axes(self, node: ir.Node, axes: Sequence[int]) -> None:
@@ -264,10 +265,9 @@ class _Call:
             node.replace_input_with(1, self.editor.ints(axes, "axes"))
 
     def _axes_node(self, anchor: ir.Node, op: str, value: ir.Value | None, axes: Sequence[int]) -> ir.Value:
-        hint = str(value.name) if value is not None else op
-        if self.editor.graph.opset_imports.get("", 13) < 13:
-            return self.editor.node(anchor, op, [value], {"axes": list(axes)}, hint=hint).outputs[0]
-        return self.editor.node(anchor, op, [value, self.editor.ints(axes, "axes")], hint=hint).outputs[0]
+        node = self.editor.node(anchor, op, [value], hint=str(value.name) if value is not None else op)
+        self._write_axes(node, axes)
+        return node.outputs[0]
 
     def _sink(self, node: ir.Node, role: str) -> None:
         out, axis = node.outputs[0], ROLE_AXIS[role]

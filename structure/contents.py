@@ -14,6 +14,7 @@ import onnx_ir as ir
 from inarch.structure.arguments import Known, int_attr
 from inarch.structure.constants import constant, whole_numbers
 from inarch.structure.dims import Dim, add, dim, floor_div, opaque
+from inarch.structure.nodes import graphs_in
 
 MOST = 64
 """Entries of a value whose content is followed."""
@@ -68,7 +69,8 @@ def is_real(s: Known, node: ir.Node) -> bool:
     kind = _cast_to(node)
     if kind is not None:
         return kind.is_floating_point()
-    return node.op_type not in ("Shape", "Size", "Equal", *_COMPARED) and any(s.real(value) for value in node.inputs)
+    sources = [*node.inputs, *(value for graph in graphs_in(node) for value in graph.outputs)]
+    return node.op_type not in ("Shape", "Size", "Equal", *_COMPARED) and any(s.real(value) for value in sources)
 
 
 def number(s: Known, value: ir.Value | None) -> float | None:

@@ -152,12 +152,12 @@ def show(table: SiteTable, elsewhere: Mapping[str, int], *, every: bool = False,
     if frozen or table.rejected:
         render.say("")
     show_kin(table)
-    held = inside(table).total
+    own = inside(table).total
     ffns = sum(site.kind == "ffn" for site in table.sites)
     render.say(f"{len(table.sites)} sites: {len(table.sites) - ffns} msa, {ffns} ffn")
     render.say(
         f"{render.count(table.parameters)} parameters ({render.size(table.bytes)}), "
-        f"{render.count(held)} of them in sites ({render.percent(held, table.parameters)})"
+        f"{render.count(own)} of them in sites ({render.percent(own, table.parameters)})"
     )
     if elsewhere:
         render.say(f"the others are read by {_readers(elsewhere)}")

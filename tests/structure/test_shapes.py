@@ -171,6 +171,21 @@ def test_the_content_of_a_branch_that_is_known_to_be_taken(first: str, size: int
     assert shape_of(f"t = Greater ({first}, none) n = If <{branches}> (t) y = ConstantOfShape (n)", weights=SIZES) == (dim(size),)
 
 
+def test_branches_in_floating_point_are_divided_as_such() -> None:
+    then = "then_branch = g{0} () => (float[1] m{0}) {{m{0} = Identity (a)}}"
+    branches = f"{then}, else_branch = h{{0}} () => (float[1] e{{0}}) {{{{e{{0}} = Identity (b)}}}}"
+    body = f"""
+        a = Cast <to = 1> (five)
+        b = Cast <to = 1> (two)
+        yes = Greater (five, none)
+        no = Greater (less, none)
+        f = If <{branches.format(1)}> (yes)
+        g = If <{branches.format(2)}> (no)
+        q = Div (f, g)
+        {AND_BACK}"""
+    assert shape_of(body, weights=SIZES) is None
+
+
 def test_split_equal_and_by_sizes() -> None:
     assert shape_of("y, z = Split <axis = 2, num_outputs = 2> (x)", "z") == (B, S, dim(12))
     assert shape_of("y, z = Split <axis = 2> (x, n)", "z", "int64[2] n = {4, 20}") == (B, S, dim(20))
