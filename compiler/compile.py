@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from inarch.compiler.metadata import SHARED, shared_in
 from inarch.compiler.pipeline import Progress, passes_for, run_pipeline
 from inarch.compiler.values import SiteValues
 from inarch.compiler.writer import WrittenModel, write_model
@@ -26,7 +27,6 @@ from inarch.structure.plan import Plan, plan_hash
 from inarch.structure.resolve import resolve
 from inarch.structure.sites import Site, SiteTable
 
-SHARED = "inarch.shared"
 """Metadata: a JSON list of the initializers that several sites read."""
 
 MINIMUM_ORT = "1.21"
@@ -108,11 +108,7 @@ def compile_model(
 def _shared(model: ir.Model, stored: Stored) -> list[str]:
     """Names of the shared initializers: those made now, and those that an earlier compilation made and that are still there."""
     now = {str(value.name) for value in stored.shared.values()}
-    try:
-        before = set(json.loads(model.metadata_props.get(SHARED, "[]")))
-    except (json.JSONDecodeError, TypeError):
-        before = set()
-    return sorted(name for name in now | before if name in model.graph.initializers)
+    return sorted(name for name in now.union(shared_in(model.metadata_props) or ()) if name in model.graph.initializers)
 
 
 def _metadata(plan: Plan, cost: CostTable, prefer: str | None, lowered: LoweredPlan, shared: list[str]) -> dict[str, str]:

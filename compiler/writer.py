@@ -434,9 +434,10 @@ def _is_needed(data: Path, model: ir.Model) -> bool:
     """Whether another model in the folder, or the given one, refers to a data file."""
     if any(source.exists() and data.exists() and source.samefile(data) for source in sources_of(model)):
         return True
-    for path in data.parent.glob("*.onnx"):
+    # A model may also be called what the data are called after, or be a copy (model.onnx.bak).
+    for path in (*data.parent.glob("*.onnx*"), data.with_name(data.name.rsplit(".", 2)[0])):
         with suppress(OSError):
-            if _says(path, data.name.encode()):
+            if path.is_file() and not path.name.endswith("data") and _says(path, data.name.encode()):
                 return True
     return False
 

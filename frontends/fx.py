@@ -114,7 +114,8 @@ def from_torch(
         hint = "torch.onnx.export(..., dynamo=True) has to work on it alone: try that first"
         raise ModelError("torch exported nothing", where=type(source).__name__, hint=hint)
     model = exported.model
-    parameters = _snapshot(model)
+    with _explained(source):
+        parameters = _snapshot(model)
     with _quiet():
         _simplify(model, parameters)
     _rename(model, parameters, output_names, axis_names or {})

@@ -57,6 +57,32 @@ class MappedFile:
         return ir.Tensor(np.frombuffer(data, stored).reshape(shape), dtype, name=name)
 
 
+def map_external(model: ir.Model) -> None:
+    """Make every external tensor of a model a view of its file, which is mapped once; the files become its sources.
+
+    Raises:
+        OSError: a file cannot be opened or mapped.
+        ValueError: it is too short for its tensor.
+    """
+    files: dict[Path, MappedFile] = {}
+
+    def mapped(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+        path = Path(tensor.path)
+        file = files.get(path) or files.setdefault(path, MappedFile(path))
+        return file.tensor(tensor.offset or 0, tensor.dtype, tuple(tensor.shape.numpy()), str(tensor.name))
+
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = mapped(value.const_value)
+        for node in graph:
+            for attribute in list(node.attributes.values()):
+                if isinstance(attribute.value, ir.ExternalTensor):
+                    node.attributes[attribute.name] = ir.AttrTensor(attribute.name, mapped(attribute.value))
+    if files:
+        model.graph.meta[SOURCES] = [str(path) for path in files]
+
+
 def sources_of(model: ir.Model) -> set[Path]:
     """The files that a model was read from: its own, and those that its tensors lie in."""
     paths = {Path(path) for path in model.graph.meta.get(SOURCES, ())}

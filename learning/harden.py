@@ -28,6 +28,10 @@ CLOSE = 0.0002
 """How near to the budget, in parts of the whole model, is near enough to look no further."""
 
 
+NEAR = 0.01
+"""How near to the budget, in parts of the whole model, heads and what is shared stay as learned."""
+
+
 @dataclass(frozen=True, eq=False)
 class Hardened:
     """A structure and its plan.
@@ -57,7 +61,7 @@ def harden(
     """Find the structure whose stored count is nearest to the budget.
 
     One offset is added to the logits of keeping, and bisected; where nothing may be pruned, to those of sharing; where that does
-    not reach the budget, to those of heads too, and at last, the other way, to those of sharing.
+    not come near the budget, to those of heads too, and at last, the other way, to those of sharing.
 
     Args:
         space: the gates.
@@ -104,7 +108,7 @@ def harden(
             cut = (first + last) // 2
             offset = np.where(np.arange(space.logits) < cut, np.float32(low), np.float32(high)).astype(np.float32)
             first, last = (cut, last) if above(offset * lever) else (first, cut)
-        if off() <= TOLERANCE:
+        if off() <= NEAR:
             break
     assert best is not None
     if off() > TOLERANCE:

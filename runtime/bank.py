@@ -25,10 +25,10 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from inarch.compiler.metadata import SHARED, shared_in
 from inarch.compiler.writer import DATA_FILE
 from inarch.runtime.providers import CPU, onnxruntime
 from inarch.runtime.session import load, model_file, short_message
-from inarch.runtime.sharing import METADATA_KEY
 from inarch.structure.errors import RuntimeFailure
 from inarch.structure.nodes import every_node, graphs_in
 
@@ -280,10 +280,10 @@ def _part(stored: _Stored, name: str, outputs: Sequence[str], props: Mapping[str
             raise RuntimeFailure(reason, where=f"part {name!r}", hint="give what comes after it to another part")
     graph.name = name
     part = ir.Model(graph, ir_version=whole.ir_version, producer_name="inarch", functions=list(whole.functions.values()))
-    part.metadata_props.update({key: value for key, value in props.items() if key not in (DATA_FILE, METADATA_KEY)})
-    if METADATA_KEY in props:
-        kept = [tensor for tensor in json.loads(props[METADATA_KEY]) if tensor in graph.initializers]
-        part.metadata_props[METADATA_KEY] = json.dumps(kept)
+    part.metadata_props.update({key: value for key, value in props.items() if key not in (DATA_FILE, SHARED)})
+    if SHARED in props:
+        kept = [tensor for tensor in shared_in(props) or () if tensor in graph.initializers]
+        part.metadata_props[SHARED] = json.dumps(kept)
     proto = ir.to_proto(part)
     for tensor in proto.graph.initializer:
         if tensor.name in stored.tensors:

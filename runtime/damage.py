@@ -14,6 +14,7 @@ import numpy as np
 
 from inarch.compiler.values import SiteValues
 from inarch.runtime.equivalence import finite_json
+from inarch.runtime.fills import fills
 from inarch.runtime.inputs import Case
 from inarch.runtime.session import Array, ModelLike, Session, SessionOptions
 
@@ -30,7 +31,8 @@ class OutputDamage:
 
     Attributes:
         output: its name.
-        relative: ||original - reference|| / ||original|| over what is finite in both; for integers the fraction that differs.
+        relative: ||original - reference|| / ||original|| over what is finite in both and no :mod:`fill <inarch.runtime.fills>`;
+            for integers the fraction that differs.
         cosine: of the two, taken as one long vector; 1 for integers that are equal.
         loud: whether that is beyond :data:`MIN_COSINE` or :data:`MAX_RELATIVE`.
     """
@@ -126,7 +128,8 @@ def _damage(name: str, before: Sequence[Array], after: Sequence[Array]) -> Outpu
         both = np.isfinite(x) & np.isfinite(y)
         if np.isfinite(x).sum() != both.sum():
             return OutputDamage(name, float("inf"), 0.0, True)
-        x, y = x[both], y[both]
+        results = both & ~fills(x, y)
+        x, y = x[results], y[results]
         distance += float(np.sum((x - y) ** 2))
         own += float(x @ x)
         other += float(y @ y)

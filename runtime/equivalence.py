@@ -8,18 +8,19 @@ reference is finite. How far two right answers may lie apart is measured, not gu
     tolerance  = min(max(4 * noise, floor), max(cap * scale, 2 * noise))
 
 All of it is measured on the provider that is asked for, with its products in the precision of their type (no TF32): a GPU's noise
-is not the CPU's. ``scale`` is the largest finite magnitude of the reference's output, ``depth`` the number of products on the
-longest path, ``eps`` and ``cap`` belong to the precision that the weights are stored in (cap: 1e-5 in fp32). Where the
-reference alone is noisier than the cap, twice its noise is allowed, and the report says so. Where a difference is larger than
-allowed, the noise is measured a second way, since ORT may round the same on both levels: by the reference with the last bits of
-its weights changed (:mod:`inarch.runtime.noise`), in several ways. Integers have to be equal wherever the reference agrees with
-itself.
+is not the CPU's. ``scale`` is the largest finite magnitude of the reference's output that is no mask's constant
+(:mod:`inarch.runtime.fills`), ``depth`` the number of products on the longest path, ``eps`` and ``cap`` belong to the precision
+that the weights are stored in (cap: 1e-5 in fp32). Where the reference alone is noisier than the cap, twice its noise is allowed,
+and the report says so. Where a difference is larger than allowed, the noise is measured a second way, since ORT may round the
+same on both levels: by the reference with the last bits of its weights changed (:mod:`inarch.runtime.noise`), in several ways.
+Integers have to be equal wherever the reference agrees with itself.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from inarch.runtime.fills import fills
 from inarch.runtime.inputs import Case
 from inarch.runtime.noise import shaken
 from inarch.runtime.precision import Precision, depth, precision_of
@@ -218,7 +220,7 @@ def compare(
         for place, number in enumerate(doubtful):
             found[number] = judged(number, [_succeeded(results[place]) for results in again])
     checks = [check for mine in found for check in mine]
-    report = EquivalenceReport(_something_compared(checks), precision.name, deep)
+    report = EquivalenceReport(_something_compared(checks, _always_empty(truth)), precision.name, deep)
     if report.ok or not site_outputs:
         return report
     failing = {check.case for check in report.checks if not check.ok}
@@ -417,19 +419,35 @@ def _check(context: _Context, right: Array, result: dict[str, Array] | RuntimeFa
     )  # fmt: skip
 
 
-def _something_compared(checks: Sequence[OutputCheck]) -> tuple[OutputCheck, ...]:
-    """Fail outputs of which no case had anything finite to compare, and all where all are empty: nothing was shown about them."""
-    compared: dict[str, int] = {}
+def _always_empty(model: ir.Model) -> frozenset[str]:
+    """Outputs that are declared to hold nothing."""
+    shaped = ((value, value.shape) for value in model.graph.outputs)
+    return frozenset(str(value.name) for value, shape in shaped if shape is not None and 0 in shape)
+
+
+def _something_compared(checks: Sequence[OutputCheck], empty: Set[str]) -> tuple[OutputCheck, ...]:
+    """Fail outputs of which no case had anything finite to compare: nothing was shown about them.
+
+    Args:
+        checks: of all cases.
+        empty: outputs that hold nothing by their shape, which is right; but something has to be compared.
+    """
+    compared: Counter[str] = Counter()
+    total: Counter[str] = Counter()
     for check in checks:
-        compared[check.output] = compared.get(check.output, 0) + check.compared
-    if not any(check.total for check in checks):
-        return tuple(_failed(check, "every output is empty in every case, so nothing was compared") for check in checks)
-    return tuple(
-        _failed(check, "the reference is finite nowhere, so nothing was compared")
-        if check.ok and check.total and not compared[check.output]
-        else check
-        for check in checks
-    )
+        compared[check.output] += check.compared
+        total[check.output] += check.total
+
+    def judged(check: OutputCheck) -> OutputCheck:
+        if not total.total():
+            return _failed(check, "every output is empty in every case, so nothing was compared")
+        if not total[check.output] and check.output not in empty:
+            return _failed(check, "empty in every case, so nothing was compared: it takes inputs that fill it")
+        if check.total and not compared[check.output]:
+            return _failed(check, "the reference is finite nowhere, so nothing was compared")
+        return check
+
+    return tuple(judged(check) for check in checks)
 
 
 def _failed(check: OutputCheck, reason: str) -> OutputCheck:
@@ -437,16 +455,18 @@ def _failed(check: OutputCheck, reason: str) -> OutputCheck:
 
 
 def _difference(right: Array, other: Array) -> tuple[float, float, int]:
-    """(largest difference where the reference is finite, the reference's scale, places where only it is finite)."""
+    """(largest difference where the reference is finite, its results' scale, places where only it is finite)."""
     if right.shape != other.shape:
         return float("inf"), 1.0, right.size
     if not _is_float(right):
         return float(np.count_nonzero(right != other)), 1.0, 0
+    wide, wide_other = _wide(right), _wide(other)
     finite = np.isfinite(right)
     bad = int(np.count_nonzero(finite & ~np.isfinite(other)))
-    scale = max(float(np.max(np.abs(_wide(right)), where=finite, initial=0.0)), _TINY)
+    results = finite & ~fills(wide, wide_other)
+    scale = max(float(np.max(np.abs(wide), where=results, initial=0.0)), _TINY)
     with np.errstate(invalid="ignore"):
-        distance = np.abs(_wide(right) - _wide(other))
+        distance = np.abs(wide - wide_other)
     largest = float("inf") if bad else float(np.max(distance, where=finite, initial=0.0))
     return largest, scale, bad
 

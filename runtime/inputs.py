@@ -12,14 +12,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, product
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from inarch.runtime.npz import read_npz
 from inarch.runtime.session import Session
 from inarch.structure.errors import RuntimeFailure
 
@@ -88,6 +86,11 @@ class InputSpec:
     keep: float = 1.0
     drop: float = 0.0
 
+    @property
+    def fixed(self) -> bool:
+        """Whether every dim is."""
+        return all(isinstance(dim, int) for dim in self.dims)
+
 
 @dataclass
 class _Found:
@@ -141,7 +144,7 @@ def make_cases(model: ir.Model, session: Session, *, seed: int = 0, whole_rows: 
     for number, template in enumerate(templates):
         first_error: str | None = None
         for attempt, sizes in enumerate(islice(_sizes(roles, template, hints, working), TRIES)):
-            if any(math.prod(_shape(spec, sizes)) > LARGEST for spec in specs):
+            if any(math.prod(_shape(spec, sizes)) > LARGEST for spec in specs if not spec.fixed):
                 continue
             rng = np.random.default_rng([seed, number])
             case = make_case(specs, sizes, rng, _label(sizes, number), whole_rows=whole_rows)
@@ -171,65 +174,6 @@ def make_case(
 ) -> Case:
     """Values of the inputs' kinds at given sizes, symbol -> size; the other arguments as for :func:`make_cases`."""
     return Case(name, {spec.name: _make(spec, sizes, rng, whole_rows) for spec in specs})
-
-
-def load_npz(path: str | Path, names: Sequence[str] = ()) -> tuple[Case, ...]:
-    """Read the user's own inputs.
-
-    Args:
-        path: an ``.npz`` file. Arrays are named after the model's inputs, or ``case/input`` where there are several cases.
-        names: the model's inputs; where given, each case has to hold them all, and nothing else.
-
-    Raises:
-        RuntimeFailure: the file cannot be read, or a case's arrays are not the model's inputs.
-    """
-    where = str(path)
-    groups: dict[str, dict[str, Array]] = {}
-    try:
-        arrays = read_npz(path)
-    except (OSError, ValueError) as error:
-        raise RuntimeFailure(f"cannot be read as arrays: {error}", where=where, hint="write it with numpy.savez") from error
-    for key, values in arrays.items():
-        whole = key in names or "/" not in key
-        case, name = ("inputs", key) if whole else key.split("/", 1)
-        groups.setdefault(case, {})[name] = values
-    if not groups:
-        raise RuntimeFailure("holds no arrays", where=where)
-    for case, feeds in groups.items():
-        missing = sorted(set(names) - set(feeds))
-        unknown = sorted(set(feeds) - set(names)) if names else []
-        if missing or unknown:
-            what = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(unknown)}, which the model does not take"
-            raise RuntimeFailure(f"case {case!r} {what}", where=where, hint=f"the model's inputs are {', '.join(names)}")
-    return tuple(Case(name, feeds) for name, feeds in groups.items())
-
-
-def as_cases(inputs: Sequence[Case | Mapping[str, npt.ArrayLike]]) -> tuple[Case, ...]:
-    """Cases as they are, and mappings from input names to arrays as cases."""
-    return tuple(
-        one if isinstance(one, Case) else Case(f"inputs {number}", {name: np.asarray(array) for name, array in one.items()})
-        for number, one in enumerate(inputs)
-    )
-
-
-def check_cases(cases: Sequence[Case], session: Session) -> Cases:
-    """Keep the user's cases that the original model runs.
-
-    Raises:
-        RuntimeFailure: it runs none of them.
-    """
-    found: list[Case] = []
-    dropped: list[str] = []
-    for case in cases:
-        try:
-            session.run(case.feeds)
-        except RuntimeFailure as error:
-            dropped.append(f"{case.name}: {error.message}")
-        else:
-            found.append(case)
-    if not found:
-        raise RuntimeFailure(f"the original model runs on none of the inputs; {dropped[0]}")
-    return Cases(tuple(found), tuple(dropped))
 
 
 # What inputs are for

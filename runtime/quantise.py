@@ -26,6 +26,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
 
 from inarch.compiler.half import QUANTISED
+from inarch.compiler.metadata import SHARED, json_in, shared_in
 from inarch.compiler.values import all_finite
 from inarch.compiler.verifier import signature, verify_model
 from inarch.compiler.writer import WrittenModel, write_model
@@ -33,7 +34,6 @@ from inarch.frontends.onnx_file import load_model
 from inarch.passes.refresh_shapes import RefreshShapes
 from inarch.passes.remove_dead import RemoveDead
 from inarch.runtime.providers import onnxruntime
-from inarch.runtime.sharing import METADATA_KEY as SHARED
 from inarch.structure.errors import RuntimeFailure
 from inarch.structure.nodes import every_node
 
@@ -104,7 +104,7 @@ def quantise_int8(
     if not choice.sizes:
         raise RuntimeFailure("there is nothing to quantise: no fp32 matrix is read by a product or as a table")
     renamed = {name: f"{name}_quantized" for name in choice.sizes}
-    shared = _shared(model)
+    shared = shared_in(model.metadata_props) or ()
     readers = {name: len(value.uses()) for name, value in work.graph.initializers.items() if name in renamed or name in shared}
     for value in choice.tables:
         _quantise_table(work.graph, value)
@@ -128,7 +128,8 @@ def _copy(model: ir.Model) -> ir.Model:
         RuntimeFailure: it is quantised already, or its operators are too old.
     """
     if QUANTISED in model.metadata_props:
-        before = json.loads(model.metadata_props[QUANTISED]).get("to", "something")
+        said = json_in(model.metadata_props, QUANTISED)
+        before = said.get("to", "something") if isinstance(said, dict) else "something"
         raise RuntimeFailure(f"the model is quantised to {before} already", hint="quantise the model that it was made from")
     opset = model.opset_imports.get("", 0)
     if opset < LEAST_OPSET:
@@ -400,7 +401,7 @@ def _finish(model: ir.Model, made: ir.Model, renamed: Mapping[str, str], how: Ma
     """Give the result the metadata of the model that it was made from, and say what was done."""
     props = dict(model.metadata_props)
     if SHARED in props:
-        props[SHARED] = json.dumps(sorted(renamed.get(name, name) for name in _shared(model)))
+        props[SHARED] = json.dumps(sorted(renamed.get(name, name) for name in shared_in(model.metadata_props) or ()))
     props[QUANTISED] = json.dumps({"to": "int8", "tensors": len(renamed), **how}, sort_keys=True)
     declared = {value.name: value.shape for value in (*model.graph.inputs, *model.graph.outputs)}
     for value in (*made.graph.inputs, *made.graph.outputs):
@@ -409,10 +410,6 @@ def _finish(model: ir.Model, made: ir.Model, renamed: Mapping[str, str], how: Ma
     made.metadata_props.update(props)
     made.producer_name, made.producer_version = model.producer_name, model.producer_version
     made.graph.name, made.doc_string = model.graph.name, model.doc_string
-
-
-def _shared(model: ir.Model) -> list[str]:
-    return [str(name) for name in json.loads(model.metadata_props.get(SHARED, "[]"))]
 
 
 def _initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from inarch.frontends.mapped import map_external
 from inarch.runtime.binding import BFLOAT16, Binding, run_values
 from inarch.runtime.providers import CPU, device_memory, exact_options, onnxruntime, prepare
 from inarch.structure.errors import RuntimeFailure
@@ -184,7 +185,9 @@ def load(model: ModelLike) -> ir.Model:
     if isinstance(model, ir.Model):
         return model
     try:
-        return ir.load(model)
+        loaded = ir.load(model)
+        map_external(loaded)
+        return loaded
     except FileNotFoundError as error:
         raise RuntimeFailure("there is no such file", where=str(error.filename or model)) from error
     except Exception as error:  # onnx raises DecodeError, OSError, ValueError or KeyError, whatever is wrong with the file

@@ -8,7 +8,6 @@ and all its readers have to be one kind of operator.
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,15 +18,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from inarch.compiler.metadata import shared_in
 from inarch.runtime.providers import writing_providers
 from inarch.runtime.session import Array, ModelLike, Session, SessionOptions, load
 from inarch.structure.nodes import every_node
 
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "FusedMatMul"})
 """Operators that pack a weight for themselves."""
-
-METADATA_KEY = "inarch.shared"
-"""Model metadata: a JSON list of the initializers that the compiler shares."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ def check_sharing(compiled: ModelLike, *, providers: Sequence[str] = ("CPUExecut
         RuntimeFailure: ORT refuses the model.
     """
     model = load(compiled)
-    listed = METADATA_KEY in model.metadata_props
+    listed = shared_in(model.metadata_props) is not None
     names = shared_names(model)
     with tempfile.TemporaryDirectory(prefix="inarch-") as folder:
         path = Path(folder) / "optimised.onnx"
@@ -100,9 +97,9 @@ def check_sharing(compiled: ModelLike, *, providers: Sequence[str] = ("CPUExecut
 
 def shared_names(model: ir.Model) -> tuple[str, ...]:
     """Initializers that a model shares: those its metadata lists, else matrices that several products read as they are."""
-    text = model.metadata_props.get(METADATA_KEY)
-    if text is not None:
-        return tuple(str(name) for name in json.loads(text))
+    listed = shared_in(model.metadata_props)
+    if listed is not None:
+        return tuple(listed)
     return tuple(
         name
         for name, value in model.graph.initializers.items()

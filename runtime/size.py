@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from inarch.frontends.mapped import sources_of
 from inarch.runtime.precision import NARROW
 from inarch.runtime.providers import writing_providers
 from inarch.runtime.session import ModelLike, Session, SessionOptions, load, model_file
@@ -89,8 +90,7 @@ def file_bytes(path: str | Path) -> int:
     Raises:
         RuntimeFailure: the model cannot be read.
     """
-    model = load(Path(path))
-    files = {Path(tensor.path).resolve() for tensor in _all_tensors(model) if isinstance(tensor, ir.ExternalTensor)}
+    files = {source.resolve() for source in sources_of(load(Path(path)))}
     return Path(path).stat().st_size + sum(file.stat().st_size for file in files)
 
 

@@ -69,11 +69,14 @@ def sweep_cases(model: ir.Model, session: Session, base: Case, sweep: Sweep, *, 
             if role not in roles.values():
                 raise RuntimeFailure(f"no input of the model has an axis for {_WORDS[role]} that may change")
         label = ", ".join(f"{_WORDS[role]} {size}" for role, size in wanted.items())
-        if set(wanted) == {"batch"}:
-            case = _rows(specs, roles, base, wanted["batch"], label)
-        else:
-            sizes = {symbol: wanted.get(role, found[symbol]) for symbol, role in roles.items()}
-            case = make_case(specs, sizes, np.random.default_rng(seed), label)
+        try:
+            if set(wanted) == {"batch"}:
+                case = _rows(specs, roles, base, wanted["batch"], label)
+            else:
+                sizes = {symbol: wanted.get(role, found[symbol]) for symbol, role in roles.items()}
+                case = make_case(specs, sizes, np.random.default_rng(seed), label)
+        except (MemoryError, OverflowError, ValueError) as error:
+            raise RuntimeFailure(f"inputs of {label} cannot be made: {error}", hint="they have to fit into memory") from error
         try:
             session.run(case.feeds)
         except RuntimeFailure as error:

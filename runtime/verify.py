@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy.typing as npt
 import onnx_ir as ir
 
 from inarch.compiler.reference import Slot, apply_by_values, carry_over
@@ -17,7 +16,8 @@ from inarch.frontends.canonicalize import discover_canonical
 from inarch.frontends.onnx_file import load_model
 from inarch.runtime.damage import DamageReport, measure_damage
 from inarch.runtime.equivalence import Chains, EquivalenceReport, Progress, compare
-from inarch.runtime.inputs import Case, Cases, as_cases, check_cases, load_npz, make_cases
+from inarch.runtime.given import GivenInputs, as_cases, check_cases, load_npz
+from inarch.runtime.inputs import Cases, make_cases
 from inarch.runtime.placement import Placement, measure_placement
 from inarch.runtime.providers import CPU
 from inarch.runtime.session import ModelLike, Session, SessionOptions, load, model_file
@@ -97,7 +97,7 @@ def verify(
     plan: Plan,
     compiled: ModelLike,
     *,
-    inputs: str | os.PathLike[str] | Sequence[Case | Mapping[str, npt.ArrayLike]] | None = None,
+    inputs: GivenInputs | None = None,
     providers: Sequence[str] = (CPU,),
     threads: int = 0,
     seed: int = 0,
@@ -158,7 +158,7 @@ def verify(
 def choose_cases(
     model: ir.Model,
     path: ModelLike,
-    inputs: str | os.PathLike[str] | Sequence[Case | Mapping[str, npt.ArrayLike]] | None,
+    inputs: GivenInputs | None,
     *,
     providers: Sequence[str] = (CPU,),
     threads: int = 0,

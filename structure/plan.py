@@ -287,10 +287,13 @@ def _check_format(document: object) -> None:
 
 def _translate(detail: ErrorDetails) -> PlanError:
     """The plan's error for one of pydantic's."""
-    parts = [part for part in detail["loc"] if part != "[key]"]
-    where, kind, value = json_path(*parts), detail["type"], detail["input"]
-    if kind == "extra_forbidden" or detail["loc"][-1] == "[key]":
-        known = AXIS_NAMES if kind != "extra_forbidden" else tuple(_owner(parts).model_fields)
+    kind, value = detail["type"], detail["input"]
+    # Pydantic puts "[key]" behind the name of an axis that there is not; a plan may have it as a name of its own, too.
+    no_axis = kind == "literal_error" and detail["loc"][-1] == "[key]"
+    parts = list(detail["loc"][:-1] if no_axis else detail["loc"])
+    where = json_path(*parts)
+    if no_axis or kind == "extra_forbidden":
+        known = AXIS_NAMES if no_axis else tuple(_owner(parts).model_fields)
         return UnknownKeyError(f"unknown key {parts[-1]!r}", where=where, hint=f"known here: {', '.join(known)}")
     if kind == "missing":
         return MissingKeyError(f"the key {parts[-1]!r} is missing", where=where)

@@ -270,7 +270,7 @@ class _AxisCheck:
                 self._say(UnitOutOfRangeError, _beyond(units, len(pruned)), f"{path}.units")
             base_shape = self.view.shapes[base]
             base_size = None if base_shape is None else base_shape.size(self.axis)
-            if base_size is not None and len(base_units) and int(base_units.max()) >= base_size:
+            if len(base_units) and int(base_units.max()) >= (MAX_UNITS if base_size is None else base_size):
                 self._say(UnitOutOfRangeError, _beyond(base_units, base_size), f"{path}.base_units")
             if len(self.errors) > before:
                 continue
@@ -423,5 +423,8 @@ def _stated_shape(site: SitePlan) -> Shape:
     return Shape(site.kind, heads, known, complete=False)
 
 
-def _beyond(units: Indices, size: int) -> str:
+def _beyond(units: Indices, size: int | None) -> str:
+    """What is wrong with units that an axis of so many, or where that is not known any axis, does not have."""
+    if size is None:
+        return f"unit {int(units[np.argmax(units >= MAX_UNITS)])} is out of range: no axis has more than {MAX_UNITS} units"
     return f"unit {int(units[np.argmax(units >= size)])} is out of range: the axis has {size} units, 0-{size - 1}"

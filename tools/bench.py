@@ -27,6 +27,9 @@ __all__ = ["Comparison", "Measured", "as_data", "measure", "numbers", "run", "sh
 PARTS = ("pruned", "shared")
 """The plan's pruning alone, and its sharing alone."""
 
+MOST_THREADS = 4096
+"""ONNX Runtime starts as many as it is told to, and takes the machine down with more than that."""
+
 
 def run(
     dense: Annotated[Path, typer.Argument(metavar="DENSE", help="The original model.", show_default=False)],
@@ -113,9 +116,12 @@ def thread_counts(text: str) -> tuple[int, ...]:
     """Read ``1,2``.
 
     Raises:
-        InarchError: not a list of positive integers.
+        InarchError: not a list of positive integers, or more than any machine has a use for.
     """
-    return numbers(text, "--threads", "thread counts", "1,2")
+    counts = numbers(text, "--threads", "thread counts", "1,2")
+    if max(counts) > MOST_THREADS:
+        raise InarchError(f"{max(counts)} threads are more than {MOST_THREADS}", where="--threads", hint="give cores at most")
+    return counts
 
 
 def measure(

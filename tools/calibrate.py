@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inarch.structure.errors import InarchError
-from inarch.tools import render
+from inarch.tools import bench, render
 from inarch.tools.options import Debug, Json, Provider
 
 if TYPE_CHECKING:
@@ -117,14 +117,11 @@ def thread_counts(text: str | None, *, cpu: bool) -> tuple[int, ...]:
     """Read ``1,2``; by default 1 and all cores on a CPU, and ORT's own choice elsewhere.
 
     Raises:
-        InarchError: not a list of positive integers.
+        InarchError: as :func:`inarch.tools.bench.thread_counts`.
     """
     if text is None:
         return tuple(sorted({1, cores()})) if cpu else (0,)
-    parts = text.split(",")
-    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
-        raise InarchError(f"{text!r} is not a list of thread counts", where="--threads", hint="for example 1,2")
-    return tuple(sorted({int(part) for part in parts}))
+    return tuple(sorted(set(bench.thread_counts(text))))
 
 
 def about(timings: Timings, provider: str, precision: str) -> Measured:

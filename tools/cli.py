@@ -7,6 +7,7 @@ message on stderr; ``--debug`` adds the traceback, ``--json`` makes them JSON.
 from __future__ import annotations
 
 import gc
+import io
 import signal
 import sys
 import threading
@@ -93,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    # Either is None where it was closed by whoever started this, who does not want to read it.
+    sys.stdout, sys.stderr = (stream or io.StringIO() for stream in (sys.stdout, sys.stderr))
     # A graph is millions of small objects that stay to the end; looking through them as often as usual takes a third of the time.
     gc.set_threshold(100_000, 20, 100)
     arguments = list(sys.argv[1:] if argv is None else argv)

@@ -19,17 +19,13 @@ import onnx
 import onnx_ir as ir
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from inarch.compiler.compile import CompileResult
-    from inarch.runtime.inputs import Case
+    from inarch.runtime.given import GivenInputs
     from inarch.runtime.verify import Verification
     from inarch.structure.cost import CostTable
     from inarch.structure.discover import Discovery
     from inarch.structure.plan import Plan
     from inarch.structure.planners import PlanResult, Progress
-
-    Inputs = str | os.PathLike[str] | Sequence[Case | Mapping[str, npt.ArrayLike]]
 
 
 @dataclass(frozen=True)
@@ -303,7 +299,7 @@ def verify(
     plan: str | os.PathLike[str] | Plan,
     compiled: AnyModel,
     *,
-    inputs: Inputs | None = None,
+    inputs: GivenInputs | None = None,
     seed: int = 0,
     provider: str = "cpu",
     threads: int = 0,

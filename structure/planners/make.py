@@ -129,6 +129,7 @@ def make_plan(
         CostError: the cost table has no such preference.
         UnreachableError: ``keep`` is below the smallest fraction that the method reaches on this model.
     """
+    keep, minimum, share_fraction = float(keep), float(minimum), float(share_fraction)  # a plan can say Python's numbers alone
     limits = cost.limits(prefer)
     if block is None:
         block = max(2, min(4, limits.max_segments))

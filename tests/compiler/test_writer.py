@@ -263,6 +263,14 @@ def test_data_that_another_model_refers_to_stay(tmp_path: Path) -> None:
     assert holds(tmp_path / "copy.onnx", 1)
 
 
+@pytest.mark.parametrize("other", ["m", "m.onnx.bak"])
+def test_data_of_another_name_of_the_same_stem_stay(tmp_path: Path, other: str) -> None:
+    first = write_model(plain(1), tmp_path / "m.onnx")
+    shutil.copy(tmp_path / "m.onnx", tmp_path / other)
+    second = write_model(plain(2), tmp_path / "m.onnx")
+    assert names(tmp_path) == {other} | pair(first) | pair(second)
+
+
 def test_data_that_inarch_did_not_write_stay(tmp_path: Path) -> None:
     ir.save(plain(1), tmp_path / "m.onnx", external_data="m.data")
     written = write_model(plain(2), tmp_path / "m.onnx")

@@ -226,6 +226,8 @@ def test_what_torch_cannot_export_is_one_error(capsys: pytest.CaptureFixture[str
     with pytest.raises(ModelError, match="torch cannot export it") as caught:
         from_torch(Branching(), (torch.randn(3),))
     assert caught.value.hint is not None
+    with pytest.raises(ModelError, match="torch cannot export it"):
+        from_torch(nn.Linear(2, 2, device="meta"), (torch.randn(3, 2, device="meta"),))
     assert capsys.readouterr() == ("", "")
 
 

@@ -12,10 +12,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from inarch.compiler import metadata
 from inarch.compiler.writer import write_model
 from inarch.runtime.bank import DATA, PACKED, Bank, CutPoint, cut_points, write_bank
 from inarch.runtime.session import Session
-from inarch.runtime.sharing import METADATA_KEY, check_sharing
+from inarch.runtime.sharing import check_sharing
 from inarch.structure.errors import RuntimeFailure
 
 from tests.runtime.handmade import Builder
@@ -44,7 +45,7 @@ def two_towers() -> ir.Model:
         inputs, [score], nodes=make.nodes, initializers=list(make.params.values()), opset_imports={"": 20}, name="towers"
     )
     model = ir.Model(graph, ir_version=10)
-    model.metadata_props[METADATA_KEY] = json.dumps([*SHARED])
+    model.metadata_props[metadata.SHARED] = json.dumps([*SHARED])
     return model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from inarch.compiler.reference import apply_by_values
@@ -64,6 +65,19 @@ def test_relative_error_and_cosine_are_what_they_are_called(built: Handmade, cas
     after = before + 0.25
     assert hidden.cosine == pytest.approx(before @ after / np.linalg.norm(before) / np.linalg.norm(after), rel=1e-5)
     assert report.sites == {}
+
+
+def test_what_a_mask_writes_hides_no_damage() -> None:
+    def model(slope: float) -> ir.Model:
+        return ir.from_onnx_text(
+            f"""<ir_version: 10, opset_import: ["" : 20]>
+            g (float[n] x) => (float[n] y) <float limit = {{100.0}}, float fill = {{-1e9}}>
+            {{ steep = LeakyRelu<alpha = {slope!r}>(x)  beyond = Greater(x, limit)  y = Where(beyond, fill, steep) }}"""
+        )
+
+    report = measure_damage(model(1.0), model(0.5), [Case("masked", {"x": np.array([-4.0, 200.0, -2.0], np.float32)})])
+    assert report.outputs[0].relative == pytest.approx(0.5)
+    assert report.ruined
 
 
 def test_outputs_that_stop_being_finite_are_loud(built: Handmade, cases: tuple[Case, ...]) -> None:

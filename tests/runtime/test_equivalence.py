@@ -206,6 +206,43 @@ def test_empty_outputs_show_nothing() -> None:
     assert compare(model(0.1), model(0.1), [empty, Case("full", {"x": -np.ones(3, np.float32)})]).ok
 
 
+def masked(slope: float, fill: float) -> ir.Model:
+    """x where it is above 0, else a little of it; and a fill where it is beyond 100."""
+    model = ir.from_onnx_text(
+        f"""<ir_version: 10, opset_import: ["" : 20]>
+        g (float[n] x) => (float[n] y) <float limit = {{100.0}}, float fill = {{{fill!r}}}>
+        {{ steep = LeakyRelu<alpha = {slope!r}>(x)  beyond = Greater(x, limit)  y = Where(beyond, fill, steep) }}"""
+    )
+    return model
+
+
+@pytest.mark.parametrize("fill", [-3.0e38, 5e4, -1e9])
+def test_what_a_mask_writes_is_no_scale(fill: float) -> None:
+    case = Case("masked", {"x": np.array([-3.0, 2.0, 200.0, -1.0, 300.0], np.float32)})
+    assert compare(masked(0.1, fill), masked(0.1, fill), [case]).ok
+    report = compare(masked(0.1, fill), masked(0.101, fill), [case])
+    assert not report.ok
+    assert report.outputs[0].tolerance < 1e-4
+    assert not compare(masked(0.1, fill), masked(0.1, 2 * fill if fill > -1e38 else fill / 2), [case]).ok
+
+
+def test_an_output_that_was_always_empty_shows_nothing_beside_others() -> None:
+    def model(slope: float) -> ir.Model:
+        return ir.from_onnx_text(
+            f"""<ir_version: 10, opset_import: ["" : 20]>
+            g (float[n] x) => (float[m, 1] scores, int64[1] count, float[0] never)
+            <int64[1] none = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}}>
+            {{ steep = LeakyRelu<alpha = {slope!r}>(x)  kept = NonZero(steep)  turned = Transpose(kept)
+               scores = Cast<to = 1>(turned)  picked = Shape(kept)  count = Slice(picked, one, two)
+               never = ConstantOfShape(none) }}"""
+        )
+
+    empty = Case("empty", {"x": np.zeros(3, np.float32)})
+    report = compare(model(0.1), model(0.2), [empty])
+    assert {item.output: item.ok for item in report.outputs} == {"scores": False, "count": True, "never": True}
+    assert compare(model(0.1), model(0.1), [empty, Case("full", {"x": np.ones(3, np.float32)})]).ok
+
+
 def test_half_precision_has_its_own_tolerance() -> None:
     half = encoder(dtype=np.float16)
     with Session(half.model) as session:

@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from inarch.runtime.inputs import MASKED, Case, check_cases, describe, load_npz, make_cases
+from inarch.runtime.given import as_cases, check_cases, load_npz
+from inarch.runtime.inputs import MASKED, Case, describe, make_cases
 from inarch.runtime.session import Session
 from inarch.structure.errors import RuntimeFailure
 
@@ -212,6 +213,23 @@ def test_the_users_own_inputs_are_checked(tmp_path: Path) -> None:
         (tmp_path / "broken.npz").write_bytes(broken)
         with pytest.raises(RuntimeFailure, match="cannot be read as arrays"):
             load_npz(tmp_path / "broken.npz")
+
+
+def test_cases_in_python_are_mappings() -> None:
+    (only,) = as_cases({"x": [1.0, 2.0]})
+    assert only.feeds["x"].tolist() == [1.0, 2.0]
+    assert [case.name for case in as_cases([{"x": 1}, only])] == ["inputs 0", "inputs 0"]
+    for wrong in ([], [np.ones(3)], [{"x": [[1.0], [1.0, 2.0]]}]):
+        with pytest.raises(RuntimeFailure):
+            as_cases(wrong)  # type: ignore[arg-type]
+
+
+def test_a_large_fixed_input_is_made() -> None:
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 20]> g (uint8[40000000] x) => (int64[1] y) { y = Shape(x) }"""
+    )
+    with Session(model) as session:
+        assert make_cases(model, session).cases[0].feeds["x"].size == 40_000_000
 
 
 def test_the_users_own_inputs_have_to_run() -> None:

@@ -12,8 +12,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from inarch.compiler.compile import SHARED, compile_model
+from inarch.compiler.compile import compile_model
 from inarch.compiler.half import QUANTISED, to_half
+from inarch.compiler.metadata import SHARED
 from inarch.runtime import quantise
 from inarch.runtime.quantise import quantise_int8
 from inarch.runtime.session import Session
@@ -320,6 +321,10 @@ def test_what_is_quantised_already_or_too_old_is_refused(tmp_path: Path) -> None
     model = shared_ffns()
     with pytest.raises(RuntimeFailure, match="quantised to fp16 already"):
         quantise_int8(to_half(model).model, tmp_path / "int8.onnx")
+    strange = to_half(model).model
+    strange.metadata_props[QUANTISED] = "5"
+    with pytest.raises(RuntimeFailure, match="quantised to something already"):
+        quantise_int8(strange, tmp_path / "int8.onnx")
     model.opset_imports[""] = 12
     with pytest.raises(RuntimeFailure, match="needs opset 13, the model has 12"):
         quantise_int8(model, tmp_path / "int8.onnx")

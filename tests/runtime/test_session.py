@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from inarch.frontends.mapped import sources_of
 from inarch.runtime import session as room
 from inarch.runtime.providers import onnxruntime
 from inarch.runtime.session import Session, SessionOptions, load, model_file, short_message
@@ -39,6 +40,26 @@ def test_big_tensors_go_beside_the_model(monkeypatch: pytest.MonkeyPatch) -> Non
         assert sorted(file.name for file in path.parent.iterdir()) == ["model.data", "model.onnx"]
         Session(path).run(FEEDS)
     assert not path.exists()
+
+
+def test_all_tensors_of_a_file_are_views_of_one_mapping_also_behind_links(tmp_path: Path) -> None:
+    model = encoder().model
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "shown").mkdir()
+    ir.save(model, tmp_path / "blobs" / "m.onnx", external_data="m.data")
+    for shown, blob in (("model.onnx", "m.onnx"), ("m.data", "m.data")):
+        (tmp_path / "shown" / shown).symlink_to(Path("..", "blobs", blob))
+    loaded = load(tmp_path / "shown" / "model.onnx")
+    for name, value in model.graph.initializers.items():
+        tensor = loaded.graph.initializers[name].const_value
+        assert tensor is not None
+        assert value.const_value is not None
+        assert not isinstance(tensor, ir.ExternalTensor)
+        assert (tensor.numpy() == value.const_value.numpy()).all()
+    assert sources_of(loaded) == {tmp_path / "shown" / "m.data"}
+    (tmp_path / "blobs" / "m.data").write_bytes(b"short")
+    with pytest.raises(RuntimeFailure, match="cannot be read"):
+        load(tmp_path / "shown" / "model.onnx")
 
 
 def test_only_the_outputs_asked_for_are_returned() -> None:

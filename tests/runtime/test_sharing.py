@@ -10,7 +10,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
-from inarch.runtime.sharing import METADATA_KEY, SharingReport, array_digest, check_sharing, shared_names
+from inarch.compiler.metadata import SHARED
+from inarch.runtime.sharing import SharingReport, array_digest, check_sharing, shared_names
 
 from tests.runtime.handmade import Builder
 
@@ -44,7 +45,7 @@ def towers(*, copied: bool = False, gemm: bool = False, transposed: bool = False
 
 
 def listed(model: ir.Model, *names: str) -> ir.Model:
-    model.metadata_props[METADATA_KEY] = json.dumps(names)
+    model.metadata_props[SHARED] = json.dumps(names)
     return model
 
 
@@ -90,6 +91,15 @@ def test_readers_of_two_kinds_fail() -> None:
 
 def test_a_listed_tensor_that_is_not_there_fails() -> None:
     assert only(check_sharing(listed(towers(), "nowhere"))) == (False, 0, "the model has no such initializer")
+
+
+@pytest.mark.parametrize("text", ["", "{", "5", "null"])
+def test_metadata_that_inarch_did_not_write_are_none(text: str) -> None:
+    model = towers()
+    model.metadata_props[SHARED] = text
+    report = check_sharing(model)
+    assert not report.listed
+    assert [tensor.name for tensor in report.tensors] == [*shared_names(towers())]
 
 
 def test_without_metadata_matrices_with_several_readers_are_taken() -> None:

@@ -56,6 +56,9 @@ def test_other_lengths_are_made_for_what_each_input_is() -> None:
 
 
 def test_what_the_model_does_not_have_or_run_is_refused() -> None:
+    for too_many in (10**12, 10**20):
+        with pytest.raises(RuntimeFailure, match=f"inputs of batch {too_many} cannot be made"):
+            swept(Sweep(batches=(too_many,)))
     with pytest.raises(RuntimeFailure, match="no input of the model has an axis for image size that may change"):
         swept(Sweep(images=(64,)))
     with pytest.raises(RuntimeFailure, match=r"the model does not run at length 9: .*x \[2, 9, 4\]"):

@@ -306,6 +306,9 @@ def test_no_range_string(seed: int, choice: int, wrong: str) -> None:
         (("sites", "m", "axes", "hidden"), {"size": 2, "keep": "0"}, e.UnknownKeyError),
         (("sites", "a", "members", "q"), None, e.UnknownKeyError),
         (("sites", "m", "members", "up"), None, e.UnknownKeyError),
+        (("[key]",), 1, e.UnknownKeyError),
+        (("sites", "a", "axes", "[key]"), {"size": 1, "keep": "0"}, e.UnknownKeyError),
+        (("sites", "[key]"), 1, e.WrongTypeError),
     ],
 )
 def test_a_value_that_is_not_allowed(place: Place, value: Any, kind: type[PlanError]) -> None:
@@ -330,6 +333,15 @@ def test_a_plan_of_absurd_size_takes_no_memory() -> None:
     error = refused(document)
     assert type(error) is e.InvalidValueError
     assert error.where == "sites"
+
+
+def test_a_base_of_absurd_size_takes_no_memory() -> None:
+    document = small()
+    share = {"base": "elsewhere", "units": "0", "base_units": str(2**31 - 1)}
+    document["sites"] = {"s": {"kind": "ffn", "axes": {"hidden": {"size": 4, "keep": "0-3", "share": [share]}}}}
+    error = refused(document)
+    assert type(error) is e.UnitOutOfRangeError
+    assert error.where == 'sites["s"].axes.hidden.share[0].base_units'
 
 
 # Contradictions, one mutation of each kind in a random valid plan

@@ -146,6 +146,12 @@ def test_keeping_everything_changes_nothing(method: str) -> None:
     assert not any(site.touched for site in plan.sites)
 
 
+def test_fractions_may_be_numpys() -> None:
+    table, weights = model(towers(2))
+    plan = run(table, weights, Options(np.float64(0.75))).plan
+    assert run(table, weights, Options(np.float32(0.75))).plan == plan  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_same_input_same_plan(method: str) -> None:
     table, weights = model(towers(2))

@@ -336,3 +336,10 @@ def test_no_progress_where_stderr_is_no_terminal(model: Path) -> None:
     )
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_closed_stdout_is_one_that_nobody_reads(options: list[str]) -> None:
+    program = f"import sys; sys.stdout = None; from inarch.tools.cli import main; sys.exit(main({['passes', *options]!r}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from inarch.compiler.compile import SHARED
+from inarch.compiler.metadata import SHARED
 from inarch.frontends.onnx_file import load_model
 from inarch.runtime import sharing
 from inarch.runtime.sharing import SharedTensor, SharingReport

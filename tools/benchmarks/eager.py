@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inarch.runtime.inputs import load_npz
+from inarch.runtime.given import load_npz
 from inarch.runtime.session import Session
 
 LIMIT = 1e-4
