@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -60,7 +61,7 @@ class StructureSettings(Settings):
             there are no gates of sharing), from losing a head.
         prior: how much of each unit's standing by first-order importance its gate starts with, in logits a standard unit; see
             :mod:`~inarch.learning.importance`.
-        least: part of its units that every axis keeps, so that no site goes altogether.
+        least: part of its units that every head which is left keeps, and one is left everywhere, so that no site goes altogether.
         gather: part of the steps in which all that may be shared is first brought together, before any gate is learned; 0 for
             none. From then on it stays together until the gates are frozen, so that what sharing costs is learned on weights that
             are used to it.
@@ -106,6 +107,8 @@ class StructureSettings(Settings):
 
     @model_validator(mode="after")
     def _in_order(self) -> StructureSettings:
+        if self.families is not None and self.sharing == "none":
+            raise ValueError("families are given, and sharing is none: one of them has to go")
         if self.arrive < self.freeze:
             raise ValueError(f"weights cannot arrive ({self.arrive}) before the gates are frozen ({self.freeze})")
         if self.gather and self.gather >= self.freeze:
@@ -190,7 +193,7 @@ _FULL_RATE = 5e-5
 """What MDETR's authors trained its text encoder with (published); its other parts and GLIP got 1e-5 to 1e-4."""
 
 
-def tuning_changes(model: str) -> dict[str, Any]:
+def tuning_defaults(model: str) -> dict[str, Any]:
     """What of a :class:`TuneConfig` depends on the run's model, by dotted names."""
     return {"optimisation.rate": _FULL_RATE} if is_full(model) else {}
 
@@ -237,13 +240,16 @@ def read_config(path: Path) -> LearnConfig:
 _Made = TypeVar("_Made", bound=BaseModel)
 
 
-def configure(kind: type[_Made], changes: Mapping[str, Any], path: Path | None = None) -> _Made:
+def configure(
+    kind: type[_Made], changes: Mapping[str, Any], path: Path | None = None, defaults: Mapping[str, Any] = MappingProxyType({})
+) -> _Made:
     """A configuration from dotted names: ``{"structure.keep": 0.5}``.
 
     Args:
         kind: of what.
         changes: what is set.
         path: a JSON file with what is not; what neither says has its default.
+        defaults: defaults that are other ones here, by dotted names, too.
 
     Raises:
         InarchError: there is no such name, or a value is out of range, or the file cannot be read.
@@ -252,15 +258,24 @@ def configure(kind: type[_Made], changes: Mapping[str, Any], path: Path | None =
     if path is not None:
         tree = _read(path)
         validated(kind, tree, str(path))
+    for name, value in defaults.items():
+        section, last = _section(tree, name)
+        section.setdefault(last, value)
     for name, value in changes.items():
-        at: Any = tree
-        *sections, last = name.split(".")
-        for section in sections:
-            at = at.setdefault(section, {})
-            if not isinstance(at, dict):
-                raise InarchError(_UNKNOWN, where=f"settings: {name}")
-        at[last] = value
+        section, last = _section(tree, name)
+        section[last] = value
     return validated(kind, tree, "settings")
+
+
+def _section(tree: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
+    """Where a dotted name's last part stands, and that part; what is missing on the way is made."""
+    at: Any = tree
+    *sections, last = name.split(".")
+    for section in sections:
+        at = at.setdefault(section, {})
+        if not isinstance(at, dict):
+            raise InarchError(_UNKNOWN, where=f"settings: {name}")
+    return at, last
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -145,8 +145,10 @@ def _resume(phase: Phase, folder: Path) -> tuple[int, dict[str, list[float]]]:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         name, step, state, pending = saved["phase"], saved["step"], saved["state"], saved["log"]
     except (OSError, EOFError, RuntimeError, LookupError, TypeError, pickle.UnpicklingError) as error:
+        # What torch says of a file that it would not unpickle advises to load it unsafely.
+        reason = "the file is damaged" if isinstance(error, pickle.UnpicklingError) else error
         raise InarchError(
-            f"no checkpoint can be read: {error}", where=str(path), hint="without it the phase begins anew"
+            f"no checkpoint can be read: {reason}", where=str(path), hint="without it the phase begins anew"
         ) from None
     if name != phase.name:
         raise InarchError(f"the checkpoint is of {name!r}, not {phase.name!r}", where=str(path))

@@ -169,7 +169,7 @@ def gate_space(shop: Workshop) -> GateSpace:
         InarchError: families are asked for that cannot be.
     """
     structure, table = shop.config.structure, shop.table
-    if structure.families is not None and structure.sharing != "none":
+    if structure.families is not None:
         found = chosen(table, structure.families, structure.filled)
     else:
         found = families(table, structure.sharing, structure.block)

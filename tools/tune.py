@@ -66,7 +66,7 @@ def run(
     """
     needs_learning()
     from inarch.compiler.writer import write_model
-    from inarch.learning.config import TuneConfig, configure, tuning_changes
+    from inarch.learning.config import TuneConfig, configure, tuning_defaults
     from inarch.learning.folders import dense_folder, read_run
     from inarch.learning.runs import export_tuned, summary, tune
     from inarch.learning.trainer import is_main
@@ -83,10 +83,8 @@ def run(
         "seed": seed,
     }
     changes = {name: value for name, value in wanted.items() if value is not None} | named(settings)
-    if config is None:
-        learned = read_run(folder)
-        changes = {"kind": kinds_of(learned)[0]} | tuning_changes(learned.model) | changes
-    chosen = configure(TuneConfig, changes, config)
+    learned = read_run(folder)
+    chosen = configure(TuneConfig, changes, config, {"kind": kinds_of(learned)[0], **tuning_defaults(learned.model)})
     where = out or (dense_folder(folder, chosen.kind) if chosen.dense else folder / chosen.kind)
     with render.progress(quiet=json) as report:
         judged = tune(folder, chosen, where, device=device, progress=report)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inarch.learning.families import families
 from inarch.learning.gates import GateSpace, Hard
-from inarch.learning.harden import TOLERANCE, as_plan, harden, refuse_unreachable
+from inarch.learning.harden import TOLERANCE, as_plan, budget_lever, harden, refuse_unreachable
 from inarch.structure.errors import InarchError
 from inarch.structure.lowering import lower
 from inarch.structure.plan import dump_plan, parse_plan
@@ -115,6 +115,17 @@ def test_logits_that_are_all_equal_reach_the_budget_too() -> None:
     gates = space()
     found = harden(gates, gates.offsets(3, 1, 3), 0.6, "m", {})
     assert abs(found.stored / gates.table.parameters - 0.6) <= NEAR["mdetr"]
+
+
+def test_heads_that_were_to_go_stay_where_there_is_room() -> None:
+    gates = GateSpace(TABLES["mdetr"], [])
+    logits = gates.offsets(3, 1, 6)
+    heads = [group.logits for group in gates.groups if group.logits is not None]
+    logits[heads[0]] = -1.0
+    units = logits.numpy() + 40 * budget_lever(gates)
+    as_learned = as_plan(gates, gates.project(units)[0], "m", {}).stored / gates.table.parameters
+    assert 1 - TOLERANCE < as_learned < 0.99, "all units, and near enough not to be refused"
+    assert harden(gates, logits, 1.0, "m", {}).stored == gates.table.parameters
 
 
 def test_sharing_is_given_back_where_too_much_is_open() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from inarch.learning.config import LearnConfig, Optimisation, TuneConfig, configure, read_config, tuning_changes
+from inarch.learning.config import LearnConfig, Optimisation, TuneConfig, configure, read_config, tuning_defaults
 from inarch.learning.data_config import (
     TASKS,
     CocoSettings,
@@ -95,7 +95,7 @@ def test_models_of_full_size_are_trained_gently() -> None:
         for changes in ({}, {"data.task": "refcoco"} | needed("refcoco")):
             found = configure(LearnConfig, {"model": model} | changes)
             assert (found.dense.rate, found.learning.rate) == rates
-        assert tuning_changes(model) == ({"optimisation.rate": 5e-5} if rates[0] == 5e-5 else {})
+        assert tuning_defaults(model) == ({"optimisation.rate": 5e-5} if rates[0] == 5e-5 else {})
     assert configure(LearnConfig, {"model": "mdetr-r101", "learning.rate": 1e-4}).learning.rate == 1e-4
 
 
@@ -135,6 +135,7 @@ def test_images_are_dealt_out_to_weights_and_structure() -> None:
         ({"structure.kep": 0.5}, r"settings: structure\.kep: there is no such setting$"),
         ({"seed": 3, "seed.x": 1}, r"settings: seed\.x: there is no such setting"),
         ({"structure.freeze": 0.9, "structure.arrive": 0.8}, "settings: structure: weights cannot arrive"),
+        ({"structure.sharing": "none", "structure.families": {"a": ["b"]}}, "settings: structure: families are given, and"),
         ({"model": [1]}, r"settings: model: .*valid string"),
         ({"structure.keep_offset": float("nan")}, r"settings: structure\.keep_offset: .*finite"),
         ({"structure.head_offset": float("inf")}, r"settings: structure\.head_offset: .*finite"),

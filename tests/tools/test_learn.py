@@ -280,6 +280,19 @@ def test_a_run_goes_on_with_its_own_settings(tmp_path: Path, inarch: Run, learne
     assert not (learned / "referring").exists()
 
 
+def test_what_a_tunings_configuration_leaves_out_suits_the_model(
+    tmp_path: Path, inarch: Run, learned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inarch.learning.config.tuning_defaults", lambda model: {"optimisation.rate": 7e-5})
+    part = tmp_path / "part.json"
+    part.write_text('{"seed": 1, "optimisation": {"steps": 1, "warmup": 0}}')
+    assert inarch("tune", learned, "--config", part, "--out", tmp_path / "out").code == 0
+    recorded = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (recorded["seed"], recorded["optimisation"]["rate"], recorded["optimisation"]["steps"]) == (1, 7e-5, 1)
+    assert inarch("tune", learned, "--config", part, "--rate", "1e-4", "--out", tmp_path / "given").code == 0
+    assert json.loads((tmp_path / "given" / "config.json").read_text())["optimisation"]["rate"] == 1e-4
+
+
 def test_a_tunings_configuration_makes_it_again(tmp_path: Path, inarch: Run, learned: Path) -> None:
     once, again = tmp_path / "once", tmp_path / "again"
     options = ["--task", "grounding", "--steps", "3", "--set", "optimisation.average=0.5", "--set", "optimisation.warmup=1"]

@@ -63,6 +63,7 @@ class FilesCourse(ABC):
         order = np.random.default_rng(0).permutation(len(grouped)).tolist()
         self.about = [np.asarray(grouped[place]) for place in order]
         self.images: list[ImageRow] = [rows[numbers[0]] for numbers in self.about]
+        self._steps: dict[Part, int] = {}
         self._ahead = Ahead(lambda row: self.source.image(row, sized=self.sized))
         try:
             self.edge = weights_part(len(self.images), settings.images)
@@ -90,7 +91,8 @@ class FilesCourse(ABC):
         picks = [
             int(row) for image in chosen for row in rng.choice(self.about[image], each, replace=len(self.about[image]) < each)
         ]
-        rows, coming = ([self.images[image] for image in drawn] for drawn in (chosen, self.drawn(seed, step + 1, part)[0]))
+        expected = self.drawn(seed, self._after(step, part), part)[0]
+        rows, coming = ([self.images[image] for image in drawn] for drawn in (chosen, expected))
         made: Arrays = {
             **self.source.batch(self._ahead.take(part, rows, coming)),
             **self.texts(picks),
@@ -103,6 +105,12 @@ class FilesCourse(ABC):
         size = (made["pixel_values"].shape[2], made["pixel_values"].shape[3])
         divisors = totals(made["boxes"], made["box_mask"], size, self.levels)
         return made | {"answering": divisors[:1], "central": divisors[1:]}
+
+    def _after(self, step: int, part: Part) -> int:
+        """The step of the part's next batch, if it goes on as it went: two parts in turn take every other one."""
+        before = self._steps.get(part, step - 1)
+        self._steps[part] = step
+        return step + max(1, step - before)
 
     def drawn(self, seed: int, step: int, part: Part) -> tuple[list[int], np.random.Generator]:
         """The images of a batch, places in ``images``, and the generator that they were drawn with and its texts are."""

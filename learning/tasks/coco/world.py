@@ -96,7 +96,8 @@ class FilesWorld:
         Raises:
             DataError: one cannot be read.
         """
-        return {file: _digest(file) for file in self.settings.files}
+        tokenizer = {self.settings.tokenizer: self.tokenizer.name_or_path}  # a folder may stand for its file
+        return {file: _digest(tokenizer.get(file, file)) for file in self.settings.files}
 
     def fitted(self, config: Config) -> Config:
         """A model's configuration for these words, and the released heads for questions.

@@ -83,6 +83,10 @@ def test_images_of_batches_in_a_row_are_read_once(files: Path, monkeypatch: pyte
     for step in range(batches):
         course.batch(0, step)
     assert batches * each <= len(read) <= (batches + 1) * each, "no more than the next batch's"
+    read.clear()
+    for step in range(20, 40):  # as while a structure is learned: each part has every other batch
+        course.batch(0, step, "structure" if step % 2 else "weights")
+    assert len(read) <= (20 + 5) * each, "what was expected first, and the next batch of either"
 
 
 @every_case
@@ -379,6 +383,14 @@ def test_a_file_that_changes_is_read_again(files: Path, tmp_path: Path) -> None:
     assert isinstance(after, FilesWorld)
     assert after.train.samples == len(document["images"])
     assert set(after.digests) == {str(train), *(config.data.files[1:])}
+
+
+def test_a_tokenizer_may_be_a_folder(files: Path) -> None:
+    world = world_of(files, "refcoco", MDETR)
+    assert Path(world.settings.tokenizer).name == "tokenizer.json"
+    folder = str(Path(world.settings.tokenizer).parent)
+    beside = world_of(files, "refcoco", MDETR, tokenizer=folder)
+    assert beside.digests[folder] == world.digests[world.settings.tokenizer]
 
 
 @pytest.mark.parametrize("batch", range(1, 40))
