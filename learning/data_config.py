@@ -27,7 +27,8 @@ def weights_part(images: int, batch: int) -> int:
     """
     edge = int(images * (1 - STRUCTURE_PART))
     if batch > min(edge, images - edge):
-        least = next(n for n in count(batch) if batch <= min(int(n * (1 - STRUCTURE_PART)), n - int(n * (1 - STRUCTURE_PART))))
+        fewest = max(batch, int((batch - 1) / STRUCTURE_PART) - 1)
+        least = next(n for n in count(fewest) if batch <= min(int(n * (1 - STRUCTURE_PART)), n - int(n * (1 - STRUCTURE_PART))))
         raise ValueError(
             f"{images} images leave {images - edge} to learn the structure on, a batch has {batch}; at least {least} are needed"
         )

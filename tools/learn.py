@@ -111,6 +111,8 @@ def run(
     files = {"train": train, "held_out": held_out, "folder": images, "tokenizer": tokenizer, "answers": answers}
     if task is not None and task.value in OF_FILES and config is None and not resume:
         _check_files(task.value, files, settings)
+    if out.exists() and not out.is_dir():
+        raise InarchError("this is a file, and a run is a folder", where=str(out), hint="give --out another name")
     changes = _changes(model, task, level, files, keep, sharing, weights, steps, distil, seed, settings)
     if resume:
         if changes or config is not None:

@@ -253,6 +253,14 @@ def test_a_configuration_that_is_wrong(tmp_path: Path, inarch: Run) -> None:
         assert message in " ".join(done.err.split())
 
 
+def test_a_run_is_no_file(tmp_path: Path, inarch: Run) -> None:
+    (tmp_path / "run").write_text("mine")
+    done = inarch("learn", *OPTIONS, "-o", tmp_path / "run")
+    assert (done.code, done.out) == (2, "")
+    assert "a run is a folder" in " ".join(done.err.split())
+    assert (tmp_path / "run").read_text() == "mine"
+
+
 def test_a_run_goes_on_with_its_own_settings(tmp_path: Path, inarch: Run, learned: Path) -> None:
     for arguments, message in (
         (["--out", learned, "--resume", "--keep", "0.5"], "goes on with the settings"),
