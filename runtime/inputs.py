@@ -162,8 +162,9 @@ def make_cases(model: ir.Model, session: Session, *, seed: int = 0, whole_rows: 
         if first_error is not None:
             dropped.append(first_error)
     if not found:
+        reason = dropped[0] if dropped else f"all would have more than {LARGEST} numbers"
         raise RuntimeFailure(
-            f"the original model runs on none of the inputs that were made for it; {dropped[0]}",
+            f"the original model runs on none of the inputs that were made for it; {reason}",
             hint="give your own with --inputs file.npz",
         )
     return Cases(tuple(found), tuple(dropped))

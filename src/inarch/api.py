@@ -311,7 +311,7 @@ def verify(
         original: the model that was compiled; for a torch module its export, see :func:`open_model`.
         plan: what it was compiled with.
         compiled: the result.
-        inputs: an ``.npz`` file or cases of your own, mappings from input names to arrays; made to fit the graph by default.
+        inputs: an ``.npz`` file, or a mapping from input names to arrays, or several; made to fit the graph by default.
         seed: of the inputs that are made.
         provider: where ONNX Runtime runs: ``cpu``, ``cuda``, ``webgpu``, ``openvino``, or any other provider that it has.
         threads: intra-op threads; 0 leaves it to ONNX Runtime.

@@ -232,6 +232,14 @@ def test_a_large_fixed_input_is_made() -> None:
         assert make_cases(model, session).cases[0].feeds["x"].size == 40_000_000
 
 
+def test_what_would_be_too_large_is_not_made() -> None:
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 20]> g (float[n, 40000000] x) => (int64[2] y) { y = Shape(x) }"""
+    )
+    with Session(model) as session, pytest.raises(RuntimeFailure, match="all would have more than 33554432 numbers"):
+        make_cases(model, session)
+
+
 def test_the_users_own_inputs_have_to_run() -> None:
     model = encoder().model
     good = {"input_ids": np.ones((1, 3), np.int64), "attention_mask": np.ones((1, 3), np.int64)}

@@ -61,3 +61,21 @@ def test_only_last_bits_of_matrices_change() -> None:
         assert one.dtype == own.dtype
         assert 0 < np.abs(one / own - 1).max() <= 2 * eps
         assert (one != two).any()
+
+
+def test_a_narrow_matrix_that_is_cast_has_last_bits_of_what_it_is_cast_to() -> None:
+    model, eps = cancelling(LEFT), 2.0**-23
+    weight = model.graph.initializers["W"]
+    assert weight.const_value is not None
+    weight.const_value = ir.tensor(weight.const_value.numpy().astype(np.float16), name="W")
+    weight.dtype = ir.DataType.FLOAT16
+    (product,) = (node for node, _ in weight.uses())
+    cast = ir.node("Cast", [weight], {"to": int(ir.DataType.FLOAT)})
+    product.replace_input_with(1, cast.outputs[0])
+    model.graph.insert_before(product, cast)
+    changed = shaken(model, eps, 0).graph.initializers["W"]
+    one, own = np.asarray(changed.const_value), np.asarray(weight.const_value).astype(np.float32)
+    assert one.dtype == np.float32
+    assert changed.dtype == ir.DataType.FLOAT
+    assert 0 < np.abs(one / own - 1).max() <= 2 * eps
+    assert compare(model, model, [CASE]).ok

@@ -123,3 +123,5 @@ def test_sizes_are_positive_integers(text: str) -> None:
 def test_sizes_in_the_users_order() -> None:
     assert bench.numbers("4,1,16", "--batches") == (4, 1, 16)
     assert bench.thread_counts("1,2") == (1, 2)
+    with pytest.raises(InarchError, match="100000 threads are more than"):
+        bench.thread_counts("1,100000")
