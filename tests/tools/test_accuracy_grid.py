@@ -15,6 +15,7 @@ from scipy import stats
 from inarch.structure.errors import InarchError
 from inarch.tools.benchmarks import accuracy
 from inarch.tools.benchmarks.accuracy_grid import (
+    FAST,
     FIRST,
     STARTS,
     STORE,
@@ -157,6 +158,9 @@ def test_cells_of_a_seed_start_from_one_dense_model() -> None:
     check_start(first, "a", {replace(second, seed=1): {"dense": "b"}, replace(second, setting="mdetr-tiny/easy-vqa"): {}})
     with pytest.raises(InarchError, match=r"seed 0 here is a, that of vqa-prune-0\.60-0-.* is b"):
         check_start(first, "a", {second: {"dense": "b"}})
+    assert dense_key(0, FAST) == dense_key(0)
+    with pytest.raises(InarchError, match=r"that of .*3e-3-referring-joint-.* is b"):
+        check_start(first, "a", {replace(first, setting=FAST): {"dense": "b"}})
     assert closed(first, {second: {}})
     assert not closed(first, {second: {"dense": "b"}, replace(second, seed=1): {}})
 
