@@ -163,16 +163,19 @@ def preferences(model: str, task: Any) -> dict[str, dict[str, Any]]:
     """The settings whose defaults depend on the model, by section: the one place where they are chosen.
 
     GLIP's coarsest map has a cell every 32 pixels or more, and at MDETR's rate its training is unsteady. It sees an image as
-    often as there are texts about it.
+    often as there are texts about it. A small MDETR on drawn images learns its structure best at the rate that it was
+    pre-trained at (measured, docs/measurements/learning-trials.md).
 
     Args:
         model: a preset's name.
         task: of the data; whatever stands there.
     """
     wanted: dict[str, dict[str, Any]] = {}
+    drawn, read = task in ("scenes", "sprites"), task in tuple(OF_FILES)
     if is_glip(model):
-        drawn, read = task in ("scenes", "sprites"), task in tuple(OF_FILES)
         wanted = {"data": {"side": 64} if drawn else {"each": 1} if read else {}, "dense": {"rate": 1e-3}}
+    elif drawn:
+        wanted = {"learning": {"rate": 3e-3}}
     return wanted | {name: {"rate": _FULL_RATE} for name in ("dense", "learning") if is_full(model)}
 
 

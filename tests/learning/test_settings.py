@@ -53,7 +53,12 @@ def test_what_is_not_given_suits_the_model(task: str) -> None:
     assert (glip.data.model_dump()["side"], glip.dense.rate, glip.learning.rate) == (64, 1e-3, 1e-3)
     assert glip == LearnConfig.model_validate({"model": "glip-tiny", "data": {"task": task}})
     mdetr = configure(LearnConfig, {"data.task": task})
-    assert (mdetr.data.model_dump()["side"], mdetr.dense.rate) == (48 if task == "scenes" else 64, 3e-3)
+    assert (mdetr.data.model_dump()["side"], mdetr.dense.rate, mdetr.learning.rate) == (
+        48 if task == "scenes" else 64,
+        3e-3,
+        3e-3,
+    )
+    assert configure(LearnConfig, {"data.task": "easy-vqa"}).learning.rate == 1e-3
     assert LearnConfig(model="glip-tiny").model_dump()["data"]["side"] == 64
 
 
@@ -73,7 +78,7 @@ def test_what_is_given_wins(tmp_path: Path) -> None:
 
 
 def test_what_a_section_leaves_out_is_as_without_it() -> None:
-    assert LearnConfig.model_validate({"learning": {"warmup": 3}}).learning == Optimisation(steps=3000, rate=1e-3, warmup=3)
+    assert LearnConfig.model_validate({"learning": {"warmup": 3}}).learning == Optimisation(steps=3000, rate=3e-3, warmup=3)
     assert TuneConfig.model_validate({"optimisation": {"steps": 3}}).optimisation == Optimisation(steps=3, rate=5e-4, warmup=100)
 
 
