@@ -196,10 +196,8 @@ def test_sharing_where_nothing_can_be_shared(shop: Workshop, tmp_path: Path, mon
 
 def test_families_that_are_named(shop: Workshop) -> None:
     wanted = {"transformer.text_encoder.encoder.layer.1.ffn": ("backbone.0.body.layers.0.mlp",)}
-    for sharing, readers in (("joint", ("backbone.0.body.layers.0.mlp",)), ("none", ())):
-        structure = shop.config.structure.model_copy(update={"families": wanted, "sharing": sharing})
-        space = gate_space(replaced(shop, structure=structure))
-        assert tuple(name for family in space.families for name in family.readers) == readers
+    space = gate_space(replaced(shop, structure=shop.config.structure.model_copy(update={"families": wanted})))
+    assert {family.base: family.readers for family in space.families} == wanted
 
 
 def test_attentions_lose_heads_of_their_own_unless_they_may_share(shop: Workshop) -> None:
