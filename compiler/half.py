@@ -22,13 +22,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
 
 from inarch.compiler.half_edges import DEFAULTS_TO_FLOAT, FLOAT, HALF, INDIFFERENT, TYPED, Edges, edges_of, float_values
+from inarch.compiler.metadata import QUANTISED
 from inarch.compiler.verifier import signature, verify_model
 from inarch.passes.refresh_shapes import RefreshShapes
 from inarch.structure.errors import ModelError
 from inarch.structure.nodes import every_graph, every_node
-
-QUANTISED = "inarch.quantised"
-"""Metadata: a JSON object that says what was quantised, and how."""
 
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "FusedConv", "FusedMatMul", "Gemm", "MatMul"})
 """Operators that weights are read by: a weight that fp16 cannot hold is refused, where a mask is clipped."""

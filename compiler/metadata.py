@@ -8,6 +8,9 @@ from collections.abc import Mapping
 SHARED = "inarch.shared"
 """Names of the initializers that sites share, as JSON."""
 
+QUANTISED = "inarch.quantised"
+"""A JSON object that says what was quantised, and how."""
+
 
 def json_in(metadata: Mapping[str, str], key: str) -> object:
     """What the metadata have under a key; None where that is nothing, or no JSON."""
@@ -16,6 +19,13 @@ def json_in(metadata: Mapping[str, str], key: str) -> object:
     except ValueError:
         return None
     return found
+
+
+def quantised_to(metadata: Mapping[str, str]) -> str | None:
+    """What ``inarch quantize`` made the weights: ``int8`` or ``fp16``; None where it did not, or where that cannot be read."""
+    said = json_in(metadata, QUANTISED)
+    kind = said.get("to") if isinstance(said, dict) else None
+    return kind if isinstance(kind, str) else None
 
 
 def shared_in(metadata: Mapping[str, str]) -> list[str] | None:

@@ -438,9 +438,10 @@ def _something_compared(checks: Sequence[OutputCheck], empty: Set[str]) -> tuple
         compared[check.output] += check.compared
         total[check.output] += check.total
 
+    if not total.total():
+        return tuple(_failed(check, "every output is empty in every case, so nothing was compared") for check in checks)
+
     def judged(check: OutputCheck) -> OutputCheck:
-        if not total.total():
-            return _failed(check, "every output is empty in every case, so nothing was compared")
         if not total[check.output] and check.output not in empty:
             return _failed(check, "empty in every case, so nothing was compared: it takes inputs that fill it")
         if check.total and not compared[check.output]:

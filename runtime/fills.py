@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -14,15 +12,15 @@ APART = 1e2
 """How far, as a factor, a fill lies above everything else."""
 
 
-def fills(first: npt.NDArray[np.float64], *others: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Where arrays of one shape hold the same fill: the largest finite magnitude of all, far above the next, alike in all.
+def fills(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Where arrays of one shape hold the same fill: the largest finite magnitude of all, far above the next, alike in both.
 
     Such values (-1e9, the type's smallest, +-50000) say whether the mask is right and nothing of how large results are: relative
     to them any error of a result is small.
 
     Args:
         first: says what a fill is.
-        others: have to agree with it there exactly. Where one does not, nothing of that size is a fill.
+        second: has to agree with it there exactly. Where it does not, nothing of that size is a fill.
     """
     size = np.abs(first)
     rest = np.isfinite(first)
@@ -31,7 +29,7 @@ def fills(first: npt.NDArray[np.float64], *others: npt.NDArray[np.float64]) -> n
         largest = _largest(size, rest)
         there = rest & (size == largest)
         next_largest = _largest(size, rest & ~there)
-        if largest < LEAST or not 0 < next_largest * APART <= largest or not _agree(first, others, there):
+        if largest < LEAST or not 0 < next_largest * APART <= largest or (first != second)[there].any():
             return found
         found |= there
         rest &= ~there
@@ -39,7 +37,3 @@ def fills(first: npt.NDArray[np.float64], *others: npt.NDArray[np.float64]) -> n
 
 def _largest(size: npt.NDArray[np.float64], where: npt.NDArray[np.bool_]) -> float:
     return float(np.max(size, where=where, initial=0.0))
-
-
-def _agree(first: npt.NDArray[np.float64], others: Sequence[npt.NDArray[np.float64]], there: npt.NDArray[np.bool_]) -> bool:
-    return all(bool(np.array_equal(first[there], other[there])) for other in others)

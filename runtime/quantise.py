@@ -25,8 +25,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
 
-from inarch.compiler.half import QUANTISED
-from inarch.compiler.metadata import SHARED, json_in, shared_in
+from inarch.compiler.metadata import QUANTISED, SHARED, quantised_to, shared_in
 from inarch.compiler.values import all_finite
 from inarch.compiler.verifier import signature, verify_model
 from inarch.compiler.writer import WrittenModel, write_model
@@ -128,8 +127,7 @@ def _copy(model: ir.Model) -> ir.Model:
         RuntimeFailure: it is quantised already, or its operators are too old.
     """
     if QUANTISED in model.metadata_props:
-        said = json_in(model.metadata_props, QUANTISED)
-        before = said.get("to", "something") if isinstance(said, dict) else "something"
+        before = quantised_to(model.metadata_props) or "something"
         raise RuntimeFailure(f"the model is quantised to {before} already", hint="quantise the model that it was made from")
     opset = model.opset_imports.get("", 0)
     if opset < LEAST_OPSET:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from itertools import zip_longest
-from json import loads as json_of
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -38,6 +37,7 @@ def run(
     stays as it is, and the reason is given. Of a compiled model it also shows what it was compiled with.
     """
     from inarch.api import discover, open_model
+    from inarch.compiler.metadata import quantised_to
     from inarch.structure.parameters import read_outside
 
     with render.progress(quiet=json) as report:
@@ -67,34 +67,22 @@ def run(
 
 def compiled_with(metadata: Mapping[str, str]) -> dict[str, object] | None:
     """What a compiled model records of its compilation; None for a model that inarch did not write."""
+    from inarch.compiler.metadata import shared_in
     from inarch.structure.cost import shipped_name
 
     if "inarch.plan" not in metadata:
         return None
     digest, _, prefer = metadata.get("inarch.cost", "").partition(":")
-    try:
-        shared = len(json_of(metadata.get("inarch.shared", "[]")))
-    except (ValueError, TypeError):
-        shared = 0
     return {
         "plan": metadata["inarch.plan"],
         "cost": digest or None,
         "cost_name": shipped_name(digest),
         "prefer": prefer or None,
         "onnxruntime": metadata.get("inarch.onnxruntime"),
-        "shared_tensors": shared,
+        "shared_tensors": len(shared_in(metadata) or ()),
         "planned_parameters": _integer(metadata.get("inarch.planned")),
         "stored_parameters": _integer(metadata.get("inarch.stored")),
     }
-
-
-def quantised_to(metadata: Mapping[str, str]) -> str | None:
-    """What ``inarch quantize`` made the weights: ``int8`` or ``fp16``; None where it did not, or where that cannot be read."""
-    try:
-        kind = json_of(metadata["inarch.quantised"])["to"]
-    except (KeyError, TypeError, ValueError):
-        return None
-    return kind if isinstance(kind, str) else None
 
 
 def _integer(text: str | None) -> int | None:

@@ -70,7 +70,7 @@ def show(result: Verification) -> None:
 def show_quantised(compiled: Path) -> None:
     """Say what a quantised model can be held to instead."""
     from inarch.api import open_model
-    from inarch.tools.inspect import quantised_to
+    from inarch.compiler.metadata import quantised_to
 
     kind = quantised_to(open_model(compiled).metadata_props)
     if kind is not None:

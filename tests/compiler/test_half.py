@@ -13,9 +13,9 @@ import onnx_ir as ir
 import pytest
 
 from inarch.compiler.compile import compile_model
-from inarch.compiler.half import QUANTISED, Half, to_half
+from inarch.compiler.half import Half, to_half
 from inarch.compiler.half_norms import norms
-from inarch.compiler.metadata import SHARED
+from inarch.compiler.metadata import QUANTISED, SHARED
 from inarch.compiler.writer import write_model
 from inarch.frontends.onnx_file import load_model
 from inarch.structure.errors import ModelError

@@ -195,3 +195,12 @@ def nudge(model: ir.Model, name: str, by: float = 1e-3, at: int = 3) -> ir.Model
     array = array_of(model, name).copy()
     array.reshape(-1)[at] += by
     return replace_param(model, name, array)
+
+
+def masked(slope: float, fill: float) -> ir.Model:
+    """x where it is above 0, else a little of it; and a fill where it is beyond 100."""
+    return ir.from_onnx_text(
+        f"""<ir_version: 10, opset_import: ["" : 20]>
+        g (float[n] x) => (float[n] y) <float limit = {{100.0}}, float fill = {{{fill!r}}}>
+        {{ steep = LeakyRelu<alpha = {slope!r}>(x)  beyond = Greater(x, limit)  y = Where(beyond, fill, steep) }}"""
+    )

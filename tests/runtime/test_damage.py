@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 from inarch.compiler.reference import apply_by_values
@@ -14,7 +13,7 @@ from inarch.runtime.damage import DamageReport, measure_damage
 from inarch.runtime.inputs import Case, make_cases
 from inarch.runtime.session import Session
 
-from tests.runtime.handmade import HIDDEN, WIDTH, Handmade, array_of, encoder, plan_of, replace_param
+from tests.runtime.handmade import HIDDEN, WIDTH, Handmade, array_of, encoder, masked, plan_of, replace_param
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +67,8 @@ def test_relative_error_and_cosine_are_what_they_are_called(built: Handmade, cas
 
 
 def test_what_a_mask_writes_hides_no_damage() -> None:
-    def model(slope: float) -> ir.Model:
-        return ir.from_onnx_text(
-            f"""<ir_version: 10, opset_import: ["" : 20]>
-            g (float[n] x) => (float[n] y) <float limit = {{100.0}}, float fill = {{-1e9}}>
-            {{ steep = LeakyRelu<alpha = {slope!r}>(x)  beyond = Greater(x, limit)  y = Where(beyond, fill, steep) }}"""
-        )
-
-    report = measure_damage(model(1.0), model(0.5), [Case("masked", {"x": np.array([-4.0, 200.0, -2.0], np.float32)})])
+    case = Case("masked", {"x": np.array([-4.0, 200.0, -2.0], np.float32)})
+    report = measure_damage(masked(1.0, -1e9), masked(0.5, -1e9), [case])
     assert report.outputs[0].relative == pytest.approx(0.5)
     assert report.ruined
 

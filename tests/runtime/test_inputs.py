@@ -219,9 +219,10 @@ def test_cases_in_python_are_mappings() -> None:
     (only,) = as_cases({"x": [1.0, 2.0]})
     assert only.feeds["x"].tolist() == [1.0, 2.0]
     assert [case.name for case in as_cases([{"x": 1}, only])] == ["inputs 0", "inputs 0"]
-    for wrong in ([], [np.ones(3)], [{"x": [[1.0], [1.0, 2.0]]}]):
+    several: list[Any] = [[], [np.ones(3)], [{"x": [[1.0], [1.0, 2.0]]}]]
+    for wrong in several:
         with pytest.raises(RuntimeFailure):
-            as_cases(wrong)  # type: ignore[arg-type]
+            as_cases(wrong)
 
 
 def test_a_large_fixed_input_is_made() -> None:

@@ -13,8 +13,8 @@ import onnx_ir as ir
 import pytest
 
 from inarch.compiler.compile import compile_model
-from inarch.compiler.half import QUANTISED, to_half
-from inarch.compiler.metadata import SHARED
+from inarch.compiler.half import to_half
+from inarch.compiler.metadata import QUANTISED, SHARED
 from inarch.runtime import quantise
 from inarch.runtime.quantise import quantise_int8
 from inarch.runtime.session import Session

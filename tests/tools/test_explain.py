@@ -10,13 +10,14 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
+from inarch.compiler.metadata import quantised_to
 from inarch.structure.decisions import AxisStorage, BlockDecision, SiteDecision
 from inarch.structure.links import REASONS as LINK_REASONS
 from inarch.structure.lowered import Legalised
 from inarch.structure.units import parse_sequence
 from inarch.tools import render
 from inarch.tools.explain import REASONS, lines
-from inarch.tools.inspect import common_name, compiled_with, quantised_to, together
+from inarch.tools.inspect import common_name, compiled_with, together
 
 from tests.onnx_text import ffn, ffn_weights, model_of
 from tests.tools.conftest import Run
