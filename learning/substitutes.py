@@ -1,0 +1,151 @@
+"""What a unit of another layer could do in a unit's place: what sharing between FFNs begins with (ours).
+
+A slot that pruning empties may read another layer's unit, which is stored anyway. A unit with vectors v and w and bias b adds
+``a(v . x + b) w`` to what its layer puts out, for an input x. Read from unit k, with a bias of the slot's own, it is
+``a(v_k . x + b) w_k``. What is left of the unit is ``1 - E|difference|^2 / E|unit|^2`` over inputs, or nothing where that is
+below 0: such a slot is better empty. Shapes: N units, D wide, M units of others, T inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from torch.nn import functional
+
+from inarch.structure.errors import InarchError
+from inarch.structure.sites import SiteTable
+
+Floats = npt.NDArray[np.floating[Any]]
+INPUTS = 1500
+"""How many inputs of each layer are looked at."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """An FFN of N units, D wide, and what it was given and made of it.
+
+    Attributes:
+        up, down: [N, D] vectors that units read and write with.
+        bias: [N].
+        inputs: [T, D].
+        hidden: [T, N] what its units computed.
+        activation: of its units.
+    """
+
+    up: Tensor
+    down: Tensor
+    bias: Tensor
+    inputs: Tensor
+    hidden: Tensor
+    activation: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Left:
+    """What part of a layer's units' outputs is left, each unit weighted by how much it puts out.
+
+    Attributes:
+        free: where each unit reads the best of all others, in which layer that may be.
+        layer: where all read from one other layer, the best, and each of its units is read once: what a plan can say.
+        chance: as ``free``, where the others' numbers are shuffled.
+    """
+
+    free: float
+    layer: float
+    chance: float
+
+
+def left_of(layer: Layer, up: Tensor, down: Tensor) -> Floats:
+    """What part of every unit's output is left where it reads each of these units, [N, M]; below 0 where it is worse than none.
+
+    Args:
+        layer: of N units.
+        up, down: [M, D] vectors of others.
+    """
+    own = layer.hidden.square().mean(0) * layer.down.square().sum(1)
+    sizes, through = down.square().sum(1), layer.inputs @ up.T
+    rows = []
+    for unit, bias in enumerate(layer.bias):
+        computed = layer.activation(through + bias)
+        both = layer.hidden[:, unit] @ computed / len(computed) * (down @ layer.down[unit])
+        rows.append((2 * both - computed.square().mean(0) * sizes) / own[unit].clamp(min=1e-30))
+    found: Floats = torch.stack(rows).double().numpy()
+    return found
+
+
+def left(layers: Mapping[str, Layer], name: str, seed: int = 0) -> Left:
+    """What others could do in the place of one layer's units.
+
+    Args:
+        layers: all of a model.
+        name: of the one.
+        seed: of the shuffling.
+    """
+    layer = layers[name]
+    others = [found for other, found in layers.items() if other != name]
+    worth = (layer.hidden.square().mean(0) * layer.down.square().sum(1)).double().numpy()
+    worth = worth / worth.sum()
+    each = [left_of(layer, other.up, other.down).clip(0) * worth[:, None] for other in others]
+    order = torch.randperm(layer.up.shape[1], generator=torch.Generator().manual_seed(seed))
+    shuffled = left_of(layer, *(torch.cat([getattr(other, name)[:, order] for other in others]) for name in ("up", "down")))
+    return Left(
+        free=float(np.concatenate(each, 1).max(1).sum()),
+        layer=max(float(one[linear_sum_assignment(one, maximize=True)].sum()) for one in each),
+        chance=float((shuffled.clip(0) * worth[:, None]).max(1).sum()),
+    )
+
+
+def layers_of(table: SiteTable, trainee: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Layer]:
+    """A model's FFNs, with what they were given.
+
+    Args:
+        table: the model's sites.
+        trainee: with the model under ``model``.
+        batches: what it is called with.
+
+    Raises:
+        InarchError: an FFN is gated, or its activation is none that is known here.
+    """
+    model = trainee.get_submodule("model")
+    parameters, modules = dict(model.named_parameters(remove_duplicate=False)), dict(model.named_modules())
+    roles = {site.name: {m.role: m for m in site.members.values()} for site in table.sites if "hidden" in site.axes}
+    seen: dict[tuple[str, str], list[Tensor]] = {}
+    hooks = []
+    for name, members in roles.items():
+        if set(members) != {"up", "up_bias", "down"}:
+            raise InarchError("only plain FFNs with a bias are compared", where=name)
+        for role in ("up", "down"):
+
+            def keep(_: nn.Module, given: tuple[Tensor, ...], __: object, place: tuple[str, str] = (name, role)) -> None:
+                seen.setdefault(place, []).append(given[0].float().flatten(0, -2))
+
+            hooks.append(modules[members[role].param.rpartition(".")[0]].register_forward_hook(keep))
+    with torch.no_grad():
+        for batch in batches:
+            trainee(batch)
+    for hook in hooks:
+        hook.remove()
+    found = {}
+    for name, members in roles.items():
+        up, down = (parameters[members[role].param].detach().movedim(members[role].axis, 0) for role in ("up", "down"))
+        bias = parameters[members["up_bias"].param].detach()
+        inputs, hidden = (torch.cat(seen[name, role]) for role in ("up", "down"))
+        some = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))[:INPUTS]
+        inputs, hidden = inputs[some], hidden[some]
+        found[name] = Layer(up, down, bias, inputs, hidden, _activation(inputs @ up.T + bias, hidden, name))
+    return found
+
+
+def _activation(before: Tensor, after: Tensor, name: str) -> Callable[[Tensor], Tensor]:
+    """What made one of the other."""
+    for one in (functional.relu, functional.gelu):
+        if (one(before) - after).abs().max() <= 1e-4 * after.abs().max():
+            return one
+    raise InarchError("its activation is neither ReLU nor GELU", where=name)
