@@ -52,13 +52,13 @@ class Left:
     """What part of a layer's units' outputs is left, each unit weighted by how much it puts out.
 
     Attributes:
-        free: where each unit reads the best of all others, in which layer that may be.
-        layer: where all read from one other layer, the best, and each of its units is read once: what a plan can say.
+        free: where each unit reads the best of all others, in whichever layer that is.
+        one: other layer -> where all read from that one, and each of its units is read once: what a plan can say.
         chance: as ``free``, where the others' numbers are shuffled.
     """
 
     free: float
-    layer: float
+    one: Mapping[str, float]
     chance: float
 
 
@@ -89,15 +89,16 @@ def left(layers: Mapping[str, Layer], name: str, seed: int = 0) -> Left:
         seed: of the shuffling.
     """
     layer = layers[name]
-    others = [found for other, found in layers.items() if other != name]
+    others = {other: found for other, found in layers.items() if other != name}
     worth = (layer.hidden.square().mean(0) * layer.down.square().sum(1)).double().numpy()
     worth = worth / worth.sum()
-    each = [left_of(layer, other.up, other.down).clip(0) * worth[:, None] for other in others]
+    each = {key: left_of(layer, other.up, other.down).clip(0) * worth[:, None] for key, other in others.items()}
     order = torch.randperm(layer.up.shape[1], generator=torch.Generator().manual_seed(seed))
-    shuffled = left_of(layer, *(torch.cat([getattr(other, name)[:, order] for other in others]) for name in ("up", "down")))
+    ups, downs = (torch.cat([getattr(other, part)[:, order] for other in others.values()]) for part in ("up", "down"))
+    shuffled = left_of(layer, ups, downs)
     return Left(
-        free=float(np.concatenate(each, 1).max(1).sum()),
-        layer=max(float(one[linear_sum_assignment(one, maximize=True)].sum()) for one in each),
+        free=float(np.concatenate(list(each.values()), 1).max(1).sum()),
+        one={key: float(parts[linear_sum_assignment(parts, maximize=True)].sum()) for key, parts in each.items()},
         chance=float((shuffled.clip(0) * worth[:, None]).max(1).sum()),
     )
 

@@ -40,7 +40,7 @@ def test_a_layer_with_the_same_vectors_does_all_and_one_with_none_nothing() -> N
     twin = layer(2, vectors=(first.up[order], first.down[order]))
     found = left({"first": first, "twin": twin}, "first")
     assert found.free == pytest.approx(1, abs=1e-5)
-    assert found.layer == pytest.approx(1, abs=1e-5)
+    assert found.one["twin"] == pytest.approx(1, abs=1e-5)
     assert found.chance < 0.9
     silent = layer(4, vectors=(first.up, torch.zeros(6, 5)))
     assert left({"first": first, "silent": silent}, "first").free == 0
@@ -53,7 +53,7 @@ def test_units_of_one_other_layer_are_read_once_each() -> None:
     other = layer(5, vectors=(torch.cat([first.up[:1], torch.zeros(5, 5)]), torch.cat([first.down[:1], torch.zeros(5, 5)])))
     found = left({"same": same, "other": other}, "same")
     assert found.free == pytest.approx(1, abs=1e-5)
-    assert found.layer == pytest.approx(1 / 6, abs=1e-5)
+    assert found.one == {"other": pytest.approx(1 / 6, abs=1e-5)}
 
 
 def test_layers_are_found_with_what_they_were_given(shop: Workshop) -> None:

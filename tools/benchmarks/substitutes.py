@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -52,37 +52,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _written(found: Mapping[str, Sequence[Left]], seeds: str) -> tuple[dict[str, object], str]:
-    """The measurement as data and as a page."""
-    kinds = ("free", "layer", "chance")
-
-    def mean(values: Sequence[Left], kind: str) -> float:
-        return float(np.mean([getattr(value, kind) for value in values]))
-
-    means = {name: {kind: mean(values, kind) for kind in kinds} for name, values in found.items()}
-    every = {kind: float(np.mean([each[kind] for each in means.values()])) for kind in kinds}
+    """The measurement as data and as a page: means over the models, by layer."""
+    means = {
+        name: {
+            "free": float(np.mean([left.free for left in each])),
+            "chance": float(np.mean([left.chance for left in each])),
+            "one": {other: float(np.mean([left.one[other] for left in each])) for other in each[0].one},
+        }
+        for name, each in found.items()
+    }
     described = machine.describe()
-    rows = [
-        f"| {name} | " + " | ".join(f"{100 * each[kind]:.1f}" for kind in kinds) + " |"
-        for name, each in (*means.items(), ("mean of all layers", every))
-    ]
-    text = "\n".join(
-        (
-            "# What another layer's unit can do in a unit's place",
-            "",
-            f"`make bench-substitutes`: the dense models of {FIRST}, seeds {seeds}. How much of what an FFN's units put out is",
-            "left, in per cent, where each reads its vectors from another layer and has a bias of its own; nothing is trained.",
-            "*any layer*: the best of all units of all other layers, for each unit alone. *one layer*: all read from one other",
-            "layer, each of its units once, as a plan can say it. *chance*: as the first, with the others' numbers shuffled.",
-            "",
-            "| | any layer | one layer | chance |",
-            "| --- | --- | --- | --- |",
-            *rows,
-            "",
-            ", ".join(f"{key} {value}" for key, value in described.items()),
-            "",
-        )
-    )
-    return {"seeds": seeds, "layers": means, "mean": every, "machine": described}, text
+    text = f"""# What another layer's unit can do in a unit's place
+
+`make bench-substitutes`: the dense models of {FIRST}, seeds {seeds}. How much of what an FFN's units put out is
+left, in per cent, where each reads its vectors from another layer and has a bias of its own; nothing is trained.
+*any*: the best of all units of all other layers, for each unit alone. *chance*: the same, with the others' numbers
+shuffled. By number: all read from that one layer, each of its units once, as a plan can say it.
+
+| | | any | chance | {" | ".join(str(number) for number in range(1, len(means) + 1))} |
+| --- | --- | --- | --- | {" | ".join("---" for _ in means)} |
+{_rows(means)}
+
+{", ".join(f"{key} {value}" for key, value in described.items())}
+"""
+    return {"seeds": seeds, "layers": means, "machine": described}, text
+
+
+def _rows(means: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table's rows."""
+    rows = []
+    for number, (name, mean) in enumerate(means.items(), 1):
+        one = (f"{100 * mean['one'][other]:.1f}" if other in mean["one"] else "" for other in means)
+        rows.append(f"| {number} | {name} | {100 * mean['free']:.1f} | {100 * mean['chance']:.1f} | {' | '.join(one)} |")
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":
