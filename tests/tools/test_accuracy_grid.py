@@ -97,6 +97,12 @@ def test_the_tables_figures(kind: str, seeds: int) -> None:
         ]
 
 
+def test_where_the_grid_has_ours_unbound_others_are_compared_with_that() -> None:
+    made = {replace(cell, method=cell.method.replace("joint", "unbound")): data for cell, data in cells(2).items()}
+    rows = {row[0]: row[-1] for row in table_rows(made, (FIRST, "vqa"))}
+    assert rows == {"dense": "", "unbound": "", "prune": interval(raw(made, "prune", "vqa"), raw(made, "unbound", "vqa"))}
+
+
 def test_only_common_seeds_are_compared() -> None:
     made = cells(3)
     del made[Cell("vqa", "prune", 0.6, 1)]

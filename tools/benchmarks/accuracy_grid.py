@@ -24,6 +24,8 @@ WORK = Path("bench-out/accuracy")
 FIRST = "mdetr-tiny/scenes"
 FAST = "mdetr-tiny/scenes/3e-3"
 """From the same dense models, and then all methods at twice the rates; a third part of a name is what is other than usual."""
+LONG = "mdetr-tiny/scenes/3e-3-twice"
+"""The same with twice the steps in which a structure is learned, or whatever else a method does in them."""
 DISTIL = 40.0
 """Weight of the teacher's outputs in the loss of what is distilled, in learning and in tuning."""
 
@@ -83,6 +85,13 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
             {"task": "scenes", "level": "medium"},
             _DENSE,
             _LEARNING | {"rate": 3e-3},
+            {"referring": _TUNING | {"rate": 2e-3}},
+        ),
+        LONG: Setting(
+            "mdetr-tiny",
+            {"task": "scenes", "level": "medium"},
+            _DENSE,
+            _LEARNING | {"rate": 3e-3, "steps": 4000},
             {"referring": _TUNING | {"rate": 2e-3}},
         ),
     }
@@ -158,6 +167,11 @@ def grid() -> Iterator[Cell]:
         for method in ("unbound", *BASELINES):
             yield Cell("referring", method, 0.6, seed, FAST)
     for seed in _KEPT:
+        yield Cell("referring", "dense", 1.0, seed, LONG)
+        for keep in (0.3, 0.2):
+            for method in ("unbound", "prune"):
+                yield Cell("referring", method, keep, seed, LONG, distilled=True, taught=True)
+    for seed in _KEPT:
         for kind in SETTINGS[FIRST].tuning:
             yield Cell(kind, "dense", 1.0, seed)
             for method in ("joint", "unbound", *BASELINES):
@@ -192,7 +206,7 @@ def grid() -> Iterator[Cell]:
             for method in ("joint", "prune", "magnitude", "uniform"):
                 yield Cell("referring", method, keep, seed, distilled=True, taught=True)
     for seed in range(3):
-        for name in (name for name in SETTINGS if name not in (FIRST, FAST)):
+        for name in (name for name in SETTINGS if name not in (FIRST, FAST, LONG)):
             for kind in SETTINGS[name].tuning:
                 for method, keep in (("dense", 1.0), ("joint", 0.6), ("prune", 0.6), ("uniform", 0.6)):
                     yield Cell(kind, method, keep, seed, name)
