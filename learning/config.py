@@ -171,12 +171,16 @@ def preferences(model: str, task: Any) -> dict[str, dict[str, Any]]:
         task: of the data; whatever stands there.
     """
     wanted: dict[str, dict[str, Any]] = {}
-    drawn, read = task in ("scenes", "sprites"), task in tuple(OF_FILES)
+    drawn, read = task in _DRAWN, task in tuple(OF_FILES)
     if is_glip(model):
         wanted = {"data": {"side": 64} if drawn else {"each": 1} if read else {}, "dense": {"rate": 1e-3}}
     elif drawn:
         wanted = {"learning": {"rate": 3e-3}}
     return wanted | {name: {"rate": _FULL_RATE} for name in ("dense", "learning") if is_full(model)}
+
+
+_DRAWN = ("scenes", "sprites")
+"""Tasks whose images are drawn."""
 
 
 def is_glip(model: str) -> bool:
@@ -196,9 +200,19 @@ _FULL_RATE = 5e-5
 """What MDETR's authors trained its text encoder with (published); its other parts and GLIP got 1e-5 to 1e-4."""
 
 
-def tuning_defaults(model: str) -> dict[str, Any]:
-    """What of a :class:`TuneConfig` depends on the run's model, by dotted names."""
-    return {"optimisation.rate": _FULL_RATE} if is_full(model) else {}
+def tuning_defaults(model: str, task: str) -> dict[str, Any]:
+    """What of a :class:`TuneConfig` depends on a run, by dotted names.
+
+    A small MDETR on drawn images is tuned best at a rate near that of its pre-training (measured,
+    docs/measurements/learning-trials.md).
+
+    Args:
+        model: the run's.
+        task: of its data.
+    """
+    if is_full(model):
+        return {"optimisation.rate": _FULL_RATE}
+    return {"optimisation.rate": 2e-3} if task in _DRAWN and not is_glip(model) else {}
 
 
 class TuneConfig(Settings):

@@ -38,7 +38,7 @@ def run(
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, show_default="2000")] = None,
     rate: Annotated[
-        float | None, typer.Option("--rate", help="Learning rate.", show_default="5e-4, or 5e-5 at full size")
+        float | None, typer.Option("--rate", help="Learning rate.", show_default="5e-4; on drawn images 2e-3; at full size 5e-5")
     ] = None,
     distil: Annotated[
         float | None,
@@ -84,7 +84,8 @@ def run(
     }
     changes = {name: value for name, value in wanted.items() if value is not None} | named(settings)
     learned = read_run(folder)
-    chosen = configure(TuneConfig, changes, config, {"kind": kinds_of(learned)[0], **tuning_defaults(learned.model)})
+    defaults = {"kind": kinds_of(learned)[0], **tuning_defaults(learned.model, learned.data.task)}
+    chosen = configure(TuneConfig, changes, config, defaults)
     where = out or (dense_folder(folder, chosen.kind) if chosen.dense else folder / chosen.kind)
     with render.progress(quiet=json) as report:
         judged = tune(folder, chosen, where, device=device, progress=report)

@@ -100,8 +100,14 @@ def test_models_of_full_size_are_trained_gently() -> None:
         for changes in ({}, {"data.task": "refcoco"} | needed("refcoco")):
             found = configure(LearnConfig, {"model": model} | changes)
             assert (found.dense.rate, found.learning.rate) == rates
-        assert tuning_defaults(model) == ({"optimisation.rate": 5e-5} if rates[0] == 5e-5 else {})
+        assert tuning_defaults(model, "scenes") == ({"optimisation.rate": 5e-5} if rates[0] == 5e-5 else {})
     assert configure(LearnConfig, {"model": "mdetr-r101", "learning.rate": 1e-4}).learning.rate == 1e-4
+
+
+def test_a_small_mdetr_on_drawn_images_is_tuned_fast() -> None:
+    for task in TASKS:
+        fast = {"optimisation.rate": 2e-3} if task in ("scenes", "sprites") else {}
+        assert tuning_defaults("mdetr-tiny", task) == fast, task
 
 
 def test_every_task_has_its_settings() -> None:

@@ -291,7 +291,7 @@ def test_a_run_goes_on_with_its_own_settings(tmp_path: Path, inarch: Run, learne
 def test_what_a_tunings_configuration_leaves_out_suits_the_model(
     tmp_path: Path, inarch: Run, learned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inarch.learning.config.tuning_defaults", lambda model: {"optimisation.rate": 7e-5})
+    monkeypatch.setattr("inarch.learning.config.tuning_defaults", lambda model, task: {"optimisation.rate": 7e-5})
     part = tmp_path / "part.json"
     part.write_text('{"seed": 1, "optimisation": {"steps": 1, "warmup": 0}}')
     assert inarch("tune", learned, "--config", part, "--out", tmp_path / "out").code == 0
@@ -306,7 +306,7 @@ def test_a_tunings_configuration_makes_it_again(tmp_path: Path, inarch: Run, lea
     options = ["--task", "grounding", "--steps", "3", "--set", "optimisation.average=0.5", "--set", "optimisation.warmup=1"]
     assert inarch("tune", learned, *options, "--out", once).code == 0
     recorded = json.loads((once / "config.json").read_text())
-    assert (recorded["kind"], recorded["optimisation"]["average"], recorded["optimisation"]["rate"]) == ("grounding", 0.5, 5e-4)
+    assert (recorded["kind"], recorded["optimisation"]["average"], recorded["optimisation"]["rate"]) == ("grounding", 0.5, 2e-3)
     assert inarch("tune", learned, "--config", once / "config.json", "--out", again).code == 0
     for name in ("config.json", "weights.safetensors", "evaluation.json"):
         assert (once / name).read_bytes() == (again / name).read_bytes(), name
