@@ -9,7 +9,7 @@ below 0: such a slot is better empty. Shapes: N units, D wide, M units of others
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from inarch.structure.errors import InarchError
 from inarch.structure.sites import SiteTable
 
 Floats = npt.NDArray[np.floating[Any]]
+Numbers = Tensor | npt.NDArray[np.float32]
 INPUTS = 1500
 """How many inputs of each layer are looked at."""
 
@@ -53,11 +54,13 @@ class Left:
 
     Attributes:
         free: where each unit reads the best of all others, in whichever layer that is.
+        median: of the units' parts then, whatever they put out: a few may put out nearly all.
         one: other layer -> where all read from that one, and each of its units is read once: what a plan can say.
         chance: as ``free``, where the others' numbers are shuffled.
     """
 
     free: float
+    median: float
     one: Mapping[str, float]
     chance: float
 
@@ -80,27 +83,64 @@ def left_of(layer: Layer, up: Tensor, down: Tensor) -> Floats:
     return found
 
 
-def left(layers: Mapping[str, Layer], name: str, seed: int = 0) -> Left:
+def left(layers: Mapping[str, Layer], name: str, seed: int = 0, units: int | None = None) -> Left:
     """What others could do in the place of one layer's units.
 
     Args:
         layers: all of a model.
         name: of the one.
         seed: of the shuffling.
+        units: how many of the layer's are looked at, drawn by the seed; None for all.
     """
-    layer = layers[name]
+    layer = layers[name] if units is None else _some(layers[name], units, seed)
     others = {other: found for other, found in layers.items() if other != name}
     worth = (layer.hidden.square().mean(0) * layer.down.square().sum(1)).double().numpy()
     worth = worth / worth.sum()
-    each = {key: left_of(layer, other.up, other.down).clip(0) * worth[:, None] for key, other in others.items()}
+    parts = {key: left_of(layer, other.up, other.down).clip(0) for key, other in others.items()}
+    best = np.concatenate(list(parts.values()), 1).max(1)
     order = torch.randperm(layer.up.shape[1], generator=torch.Generator().manual_seed(seed))
     ups, downs = (torch.cat([getattr(other, part)[:, order] for other in others.values()]) for part in ("up", "down"))
     shuffled = left_of(layer, ups, downs)
     return Left(
-        free=float(np.concatenate(list(each.values()), 1).max(1).sum()),
-        one={key: float(parts[linear_sum_assignment(parts, maximize=True)].sum()) for key, parts in each.items()},
-        chance=float((shuffled.clip(0) * worth[:, None]).max(1).sum()),
+        free=float(best @ worth),
+        median=float(np.median(best)),
+        one={key: _matched(found * worth[:, None]) for key, found in parts.items()},
+        chance=float(shuffled.clip(0).max(1) @ worth),
     )
+
+
+def _matched(parts: Floats) -> float:
+    """The sum where each row takes another column, and as much as it can be."""
+    return float(parts[linear_sum_assignment(parts, maximize=True)].sum())
+
+
+def _some(layer: Layer, units: int, seed: int) -> Layer:
+    """A layer with some of its units alone."""
+    chosen = torch.randperm(len(layer.up), generator=torch.Generator().manual_seed(seed))[:units]
+    up, down, bias, hidden = layer.up[chosen], layer.down[chosen], layer.bias[chosen], layer.hidden[:, chosen]
+    return replace(layer, up=up, down=down, bias=bias, hidden=hidden)
+
+
+def layer_of(vectors: tuple[Numbers, Numbers, Numbers], inputs: Numbers, hidden: Numbers, name: str) -> Layer:
+    """A layer from what it holds, was given and made of it, as tensors or arrays; of that, as much as is looked at.
+
+    Args:
+        vectors: up and down [N, D] and bias [N].
+        inputs: [T, D].
+        hidden: [T, N].
+        name: of the layer, for errors.
+
+    Raises:
+        InarchError: its activation is none that is known here.
+    """
+    up, down, bias, inputs, hidden = map(_tensor, (*vectors, inputs, hidden))
+    some = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))[:INPUTS]
+    inputs, hidden = inputs[some], hidden[some]
+    return Layer(up, down, bias, inputs, hidden, _activation(inputs @ up.T + bias, hidden, name))
+
+
+def _tensor(numbers: Numbers) -> Tensor:
+    return numbers if isinstance(numbers, Tensor) else torch.from_numpy(np.array(numbers))
 
 
 def layers_of(table: SiteTable, trainee: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Layer]:
@@ -136,11 +176,8 @@ def layers_of(table: SiteTable, trainee: nn.Module, batches: Sequence[Mapping[st
     found = {}
     for name, members in roles.items():
         up, down = (parameters[members[role].param].detach().movedim(members[role].axis, 0) for role in ("up", "down"))
-        bias = parameters[members["up_bias"].param].detach()
-        inputs, hidden = (torch.cat(seen[name, role]) for role in ("up", "down"))
-        some = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))[:INPUTS]
-        inputs, hidden = inputs[some], hidden[some]
-        found[name] = Layer(up, down, bias, inputs, hidden, _activation(inputs @ up.T + bias, hidden, name))
+        vectors = (up, down, parameters[members["up_bias"].param].detach())
+        found[name] = layer_of(vectors, torch.cat(seen[name, "up"]), torch.cat(seen[name, "down"]), name)
     return found
 
 

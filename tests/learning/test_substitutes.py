@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -40,6 +42,7 @@ def test_a_layer_with_the_same_vectors_does_all_and_one_with_none_nothing() -> N
     twin = layer(2, vectors=(first.up[order], first.down[order]))
     found = left({"first": first, "twin": twin}, "first")
     assert found.free == pytest.approx(1, abs=1e-5)
+    assert found.median == pytest.approx(1, abs=1e-5)
     assert found.one["twin"] == pytest.approx(1, abs=1e-5)
     assert found.chance < 0.9
     silent = layer(4, vectors=(first.up, torch.zeros(6, 5)))
@@ -54,6 +57,18 @@ def test_units_of_one_other_layer_are_read_once_each() -> None:
     found = left({"same": same, "other": other}, "same")
     assert found.free == pytest.approx(1, abs=1e-5)
     assert found.one == {"other": pytest.approx(1 / 6, abs=1e-5)}
+
+
+def test_a_unit_that_puts_out_most_counts_most_but_in_the_median() -> None:
+    first = layer(0)
+    loud = replace(first, down=first.down * torch.tensor([[100.0], *[[1.0]] * 5]))
+    other = layer(1, vectors=(first.up, torch.cat([loud.down[:1], torch.zeros(5, 5)])))
+    found = left({"loud": loud, "other": other}, "loud")
+    assert found.free > 0.99
+    assert found.median == 0
+    quiet = left({"loud": loud, "other": other}, "loud", units=3, seed=1)
+    chosen = torch.randperm(6, generator=torch.Generator().manual_seed(1))[:3]
+    assert (quiet.free > 0.99) == bool((chosen == 0).any())
 
 
 def test_layers_are_found_with_what_they_were_given(shop: Workshop) -> None:
