@@ -60,8 +60,7 @@ class _Weights:
             for name, parameter in self.raw.named_parameters() if self.average else ():
                 self.average[name].lerp_(parameter, 1 - decay)
         values = {"loss": float(loss.detach())} | {name: float(value.detach()) for name, value in losses.items()}
-        # A scaler leaves steps with infinite gradients out; without one, they are the end of the weights.
-        return values | ({"gradient": norm} if self.place.scaler is None or math.isfinite(norm) else {})
+        return values | _gradient("gradient", norm, self.place)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -88,6 +87,14 @@ class _Weights:
         """Put the averaged weights in place, where they are what is kept."""
         for name, parameter in self.raw.named_parameters() if self.average else ():
             parameter.copy_(self.average[name])
+
+
+def _gradient(name: str, norm: float, place: Accelerator) -> dict[str, float]:
+    """A gradient's norm, to be logged, and to end a run where it is not finite: of all processes, since it is theirs together.
+
+    A scaler leaves steps with infinite gradients out; without one, they are the end of what is trained.
+    """
+    return {name: norm} if place.scaler is None or math.isfinite(norm) else {}
 
 
 def _generators() -> list[Tensor]:
@@ -319,6 +326,7 @@ class LearnPhase:
             # All gates together bring the count to the budget, so that who goes is learned at the size that is wanted.
             self.hypernetwork.offsets.sub_(GAIN * math.log(kept / self.structure.keep) * self._lever)
         values = {"structure_loss": float(loss.detach()), "budget": float(losses["budget"].detach()), "kept": kept}
+        values |= _gradient("structure_gradient", float(norm), self.place)
         return values | shares_of(self.space, self._raw.last)
 
     @property

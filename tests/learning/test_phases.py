@@ -104,7 +104,7 @@ def test_structure_steps_leave_weights_alone(shop: Workshop) -> None:
     gradients = {name: p.grad.clone() for name, p in phase.trainee.named_parameters() if p.grad is not None}
     network = {name: value.clone() for name, value in phase.hypernetwork.state_dict().items()}
     values = phase.step(1)
-    assert set(values) == {"structure_loss", "budget", "kept", "pruned", "shared"}
+    assert set(values) == {"structure_loss", "structure_gradient", "budget", "kept", "pruned", "shared"}
     assert tiny.differing(before, phase.trainee.state_dict()) == []
     after = {name: p.grad for name, p in phase.trainee.named_parameters() if p.grad is not None}
     assert tiny.differing(gradients, after) == []

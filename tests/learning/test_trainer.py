@@ -134,6 +134,22 @@ def test_weights_that_are_not_finite_are_refused(shop: Workshop, tmp_path: Path)
     assert (tmp_path / CHECKPOINT).read_bytes() == before
 
 
+def test_a_hypernetwork_that_is_not_finite_is_refused_before_it_is_kept(shop: Workshop, tmp_path: Path) -> None:
+    phase = tiny.learning(shop, freeze=0.9, arrive=1.0)
+    seen: list[int] = []
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        seen.append(len(seen))
+        return gradient * (math.nan if len(seen) == 3 else 1)  # steps 1, 3 and 5 are the hypernetwork's; 3 and 6 are kept
+
+    next(phase.hypernetwork.parameters()).register_hook(spoil)  # type: ignore[no-untyped-call]
+    with pytest.raises(InarchError, match="structure_gradient is not finite at step 5"):
+        run(phase, tmp_path)
+    saved = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    assert saved["step"] == 3
+    assert all(value.isfinite().all() for value in saved["state"]["hypernetwork"].values())
+
+
 def test_another_phases_checkpoint_is_refused(tmp_path: Path) -> None:
     run(Counting(), tmp_path, stop=3)
     with pytest.raises(InarchError, match="of 'counting', not 'other'"):
