@@ -1,14 +1,15 @@
 """What a unit of another layer could do in a unit's place: what sharing between FFNs begins with (ours).
 
 A slot that pruning empties may read another layer's unit, which is stored anyway. A unit with vectors v and w and bias b adds
-``a(v . x + b) w`` to what its layer puts out, for an input x. Read from unit k, with a bias of the slot's own, it is
-``a(v_k . x + b) w_k``. What is left of the unit is ``1 - E|difference|^2 / E|unit|^2`` over inputs, or nothing where that is
-below 0: such a slot is better empty. Shapes: N units, D wide, M units of others, T inputs.
+``a(v . x + b) w`` to what its layer puts out, for an input x. Read from unit k, with its bias as it was and nothing fitted, it is
+``a(v_k . x + b) w_k``. What is left of the unit is ``1 - Var(difference) / Var(unit)`` over inputs, or nothing where that is
+below 0: such a slot is better empty. Variances, since what is constant the layer's own bias can give. Shapes: N units, D wide, M
+units of others, T inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,8 +25,12 @@ from inarch.structure.sites import SiteTable
 
 Floats = npt.NDArray[np.floating[Any]]
 Numbers = Tensor | npt.NDArray[np.float32]
+Real = Mapping[tuple[int, ...], Tensor]
+"""Shape [B, L] of a layer's input -> which of its rows are more than padding."""
 INPUTS = 1500
 """How many inputs of each layer are looked at."""
+LIVE = 1e-6
+"""Of what the loudest unit of a layer puts out, what a unit has to, to count as one that does anything."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +59,17 @@ class Left:
 
     Attributes:
         free: where each unit reads the best of all others, in whichever layer that is.
-        median: of the units' parts then, whatever they put out: a few may put out nearly all.
+        median: of the units' parts then, of those that put out something, whatever that is.
+        live: how many do.
+        part: of what the layer's units put out, what those do that were looked at.
         one: other layer -> where all read from that one, and each of its units is read once: what a plan can say.
         chance: as ``free``, where the others' numbers are shuffled.
     """
 
     free: float
     median: float
+    live: int
+    part: float
     one: Mapping[str, float]
     chance: float
 
@@ -68,44 +77,61 @@ class Left:
 def left_of(layer: Layer, up: Tensor, down: Tensor) -> Floats:
     """What part of every unit's output is left where it reads each of these units, [N, M]; below 0 where it is worse than none.
 
+    Of a unit that puts out nothing there is nothing left.
+
     Args:
         layer: of N units.
         up, down: [M, D] vectors of others.
     """
-    own = layer.hidden.square().mean(0) * layer.down.square().sum(1)
+    own, hidden = _puts_out(layer), layer.hidden - layer.hidden.mean(0)
     sizes, through = down.square().sum(1), layer.inputs @ up.T
     rows = []
     for unit, bias in enumerate(layer.bias):
         computed = layer.activation(through + bias)
-        both = layer.hidden[:, unit] @ computed / len(computed) * (down @ layer.down[unit])
-        rows.append((2 * both - computed.square().mean(0) * sizes) / own[unit].clamp(min=1e-30))
+        both = hidden[:, unit] @ computed / len(computed) * (down @ layer.down[unit])
+        read = (2 * both - computed.var(0, correction=0) * sizes) / own[unit]
+        rows.append(read if own[unit] > 0 else torch.zeros_like(read))
     found: Floats = torch.stack(rows).double().numpy()
     return found
 
 
+def _puts_out(layer: Layer) -> Tensor:
+    """How much each unit adds to what its layer puts out, [N]: the variance of its part."""
+    return layer.hidden.var(0, correction=0) * layer.down.square().sum(1)
+
+
 def left(layers: Mapping[str, Layer], name: str, seed: int = 0, units: int | None = None) -> Left:
-    """What others could do in the place of one layer's units.
+    """What others as wide could do in the place of one layer's units.
 
     Args:
         layers: all of a model.
         name: of the one.
         seed: of the shuffling.
-        units: how many of the layer's are looked at, drawn by the seed; None for all.
+        units: how many of the layer's are looked at, those that put out most; None for all.
+
+    Raises:
+        InarchError: no other layer is as wide.
     """
-    layer = layers[name] if units is None else _some(layers[name], units, seed)
-    others = {other: found for other, found in layers.items() if other != name}
-    worth = (layer.hidden.square().mean(0) * layer.down.square().sum(1)).double().numpy()
-    worth = worth / worth.sum()
+    layer = layers[name]
+    others = {key: found for key, found in layers.items() if key != name and found.up.shape[1] == layer.up.shape[1]}
+    if not others:
+        raise InarchError("no other FFN is as wide", where=name)
+    total = float(_puts_out(layer).double().sum())
+    layer = layer if units is None else _loudest(layer, units)
+    worth = _puts_out(layer).double().numpy()
+    live, part = worth > LIVE * worth.max(), float(worth.sum()) / (total or 1.0)
+    worth = worth / (worth.sum() or 1.0)
     parts = {key: left_of(layer, other.up, other.down).clip(0) for key, other in others.items()}
     best = np.concatenate(list(parts.values()), 1).max(1)
     order = torch.randperm(layer.up.shape[1], generator=torch.Generator().manual_seed(seed))
-    ups, downs = (torch.cat([getattr(other, part)[:, order] for other in others.values()]) for part in ("up", "down"))
-    shuffled = left_of(layer, ups, downs)
+    ups, downs = (torch.cat([getattr(other, kind)[:, order] for other in others.values()]) for kind in ("up", "down"))
     return Left(
         free=float(best @ worth),
-        median=float(np.median(best)),
+        median=float(np.median(best[live])) if live.any() else 0.0,
+        live=int(live.sum()),
+        part=part,
         one={key: _matched(found * worth[:, None]) for key, found in parts.items()},
-        chance=float(shuffled.clip(0).max(1) @ worth),
+        chance=float(left_of(layer, ups, downs).clip(0).max(1) @ worth),
     )
 
 
@@ -114,9 +140,9 @@ def _matched(parts: Floats) -> float:
     return float(parts[linear_sum_assignment(parts, maximize=True)].sum())
 
 
-def _some(layer: Layer, units: int, seed: int) -> Layer:
-    """A layer with some of its units alone."""
-    chosen = torch.randperm(len(layer.up), generator=torch.Generator().manual_seed(seed))[:units]
+def _loudest(layer: Layer, units: int) -> Layer:
+    """A layer with those of its units alone that put out most."""
+    chosen = _puts_out(layer).argsort(descending=True)[:units]
     up, down, bias, hidden = layer.up[chosen], layer.down[chosen], layer.bias[chosen], layer.hidden[:, chosen]
     return replace(layer, up=up, down=down, bias=bias, hidden=hidden)
 
@@ -143,21 +169,30 @@ def _tensor(numbers: Numbers) -> Tensor:
     return numbers if isinstance(numbers, Tensor) else torch.from_numpy(np.array(numbers))
 
 
-def layers_of(table: SiteTable, trainee: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Layer]:
+def real_rows(batch: Mapping[str, Tensor]) -> dict[tuple[int, ...], Tensor]:
+    """What of an MDETR's texts is more than padding: alone, and behind the image's cells where both are read as one."""
+    texts = batch["attention_mask"] > 0
+    both = texts.new_ones(len(texts), batch["cells"].shape[1] + texts.shape[1])
+    both[:, -texts.shape[1] :] = texts
+    return {tuple(texts.shape): texts, tuple(both.shape): both}
+
+
+def layers_of(table: SiteTable, trainee: nn.Module, batches: Iterable[tuple[Mapping[str, Tensor], Real]]) -> dict[str, Layer]:
     """A model's FFNs, with what they were given.
 
     Args:
         table: the model's sites.
         trainee: with the model under ``model``.
-        batches: what it is called with.
+        batches: what it is called with, and what of that is real; see :func:`real_rows`.
 
     Raises:
-        InarchError: an FFN is gated, or its activation is none that is known here.
+        InarchError: an FFN is gated, or no module of its own computes it, or its activation is none that is known here.
     """
     model = trainee.get_submodule("model")
     parameters, modules = dict(model.named_parameters(remove_duplicate=False)), dict(model.named_modules())
-    roles = {site.name: {m.role: m for m in site.members.values()} for site in table.sites if "hidden" in site.axes}
+    roles = {site.name: {m.role: m for m in site.members.values()} for site in table.sites if site.kind == "ffn"}
     seen: dict[tuple[str, str], list[Tensor]] = {}
+    real: dict[tuple[int, ...], Tensor] = {}
     hooks = []
     for name, members in roles.items():
         if set(members) != {"up", "up_bias", "down"}:
@@ -165,16 +200,23 @@ def layers_of(table: SiteTable, trainee: nn.Module, batches: Sequence[Mapping[st
         for role in ("up", "down"):
 
             def keep(_: nn.Module, given: tuple[Tensor, ...], __: object, place: tuple[str, str] = (name, role)) -> None:
-                seen.setdefault(place, []).append(given[0].float().flatten(0, -2))
+                rows = real.get(tuple(given[0].shape[:-1]), ...)
+                seen.setdefault(place, []).append(given[0].float()[rows].reshape(-1, given[0].shape[-1]))
 
             hooks.append(modules[members[role].param.rpartition(".")[0]].register_forward_hook(keep))
-    with torch.no_grad():
-        for batch in batches:
-            trainee(batch)
-    for hook in hooks:
-        hook.remove()
+    try:
+        with torch.no_grad():
+            for batch, masks in batches:
+                real.clear()
+                real.update(masks)
+                trainee(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
     found = {}
     for name, members in roles.items():
+        if (name, "up") not in seen or (name, "down") not in seen:
+            raise InarchError("is not computed by the modules that hold its weights", where=name)
         up, down = (parameters[members[role].param].detach().movedim(members[role].axis, 0) for role in ("up", "down"))
         vectors = (up, down, parameters[members["up_bias"].param].detach())
         found[name] = layer_of(vectors, torch.cat(seen[name, "up"]), torch.cat(seen[name, "down"]), name)

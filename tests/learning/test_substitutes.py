@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from inarch.learning.substitutes import Layer, layers_of, left, left_of
+from inarch.learning.substitutes import INPUTS, Layer, layers_of, left, left_of, real_rows
 from inarch.learning.tasks.courses import tensors
 from inarch.learning.workshop import Workshop
 from inarch.structure.errors import InarchError
@@ -32,7 +32,7 @@ def test_what_is_left_is_one_less_the_differences_part() -> None:
         own = first.hidden[:, unit, None] * first.down[unit]
         for other in range(4):
             read = functional.relu(first.inputs @ second.up[other] + first.bias[unit])[:, None] * second.down[other]
-            expected = 1 - ((own - read) ** 2).sum() / (own**2).sum()
+            expected = 1 - (own - read).var(0).sum() / own.var(0).sum()
             assert found[unit, other] == pytest.approx(float(expected), rel=1e-4, abs=1e-5)
 
 
@@ -61,23 +61,58 @@ def test_units_of_one_other_layer_are_read_once_each() -> None:
 
 def test_a_unit_that_puts_out_most_counts_most_but_in_the_median() -> None:
     first = layer(0)
-    loud = replace(first, down=first.down * torch.tensor([[100.0], *[[1.0]] * 5]))
-    other = layer(1, vectors=(first.up, torch.cat([loud.down[:1], torch.zeros(5, 5)])))
+    loud = replace(first, down=first.down * torch.tensor([[1.0], [100.0], *[[1.0]] * 4]))
+    other = layer(1, vectors=(first.up, torch.cat([torch.zeros(1, 5), loud.down[1:2], torch.zeros(4, 5)])))
     found = left({"loud": loud, "other": other}, "loud")
     assert found.free > 0.99
     assert found.median == 0
-    quiet = left({"loud": loud, "other": other}, "loud", units=3, seed=1)
-    chosen = torch.randperm(6, generator=torch.Generator().manual_seed(1))[:3]
-    assert (quiet.free > 0.99) == bool((chosen == 0).any())
+    assert found.live == 6
+    assert found.part == 1
+    loudest = left({"loud": loud, "other": other}, "loud", units=1)
+    assert loudest.free == loudest.median == pytest.approx(1, abs=1e-5)
+    assert 0.99 < loudest.part < 1
 
 
-def test_layers_are_found_with_what_they_were_given(shop: Workshop) -> None:
+def test_units_that_are_silent_are_left_out() -> None:
+    first, other = layer(0), layer(1)
+    dead = torch.tensor([True, True, True, True, False, False])
+    half = replace(first, hidden=first.hidden.masked_fill(dead, 0), bias=first.bias.masked_fill(dead, -100))
+    found = left({"half": half, "other": replace(other, up=first.up, down=first.down)}, "half")
+    assert found.live == 2
+    assert found.free == pytest.approx(1, abs=1e-5)
+    assert found.median == pytest.approx(1, abs=1e-5)
+    silent = replace(first, hidden=torch.zeros_like(first.hidden))
+    nothing = left({"silent": silent, "other": other}, "silent")
+    assert (nothing.live, nothing.free, nothing.median, nothing.part) == (0, 0, 0, 0)
+
+
+def test_only_layers_as_wide_are_compared() -> None:
+    first, narrow = layer(0), layer(1, width=3)
+    with pytest.raises(InarchError, match="no other FFN is as wide"):
+        left({"first": first, "narrow": narrow}, "first")
+    assert set(left({"first": first, "narrow": narrow, "more": layer(2, units=9)}, "first").one) == {"more"}
+
+
+def test_layers_are_found_with_what_they_were_given_and_no_padding(shop: Workshop) -> None:
     course = shop.world.course("grounding")
     trainee = shop.trainee(course).eval()
-    layers = layers_of(shop.table, trainee, [tensors(course.batch(0, 0), torch.device("cpu"))])
+    batch = tensors(course.batch(0, 0), torch.device("cpu"))
+    batch["attention_mask"][:, -3:] = 0
+    layers = layers_of(shop.table, trainee, [(batch, real_rows(batch))])
     assert set(layers) == {site.name for site in shop.table.sites if site.kind == "ffn"}
-    for found in layers.values():
+    texts, cells, images = int(batch["attention_mask"].sum()), batch["cells"].shape[1], len(batch["pixel_values"])
+    rows = {
+        "text_encoder": texts,
+        "transformer.encoder": texts + len(batch["input_ids"]) * cells,
+        "backbone": images * (cells + 1),
+    }
+    parameters = dict(trainee.get_submodule("model").named_parameters())
+    for name, found in layers.items():
+        downs = [parameters[m.param] for m in shop.table[name].members.values() if m.role == "down"]
+        assert torch.equal(downs[0].T, found.down), name
         torch.testing.assert_close(found.activation(found.inputs @ found.up.T + found.bias), found.hidden, rtol=1e-4, atol=1e-5)
+        expected = [count for part, count in rows.items() if part in name]
+        assert not expected or len(found.inputs) == min(expected[0], INPUTS), name
     assert not any(module._forward_hooks for module in trainee.modules())
 
 

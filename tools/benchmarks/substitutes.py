@@ -27,7 +27,7 @@ SEEDS = "5,6,7"
 BATCHES = 4
 """That inputs are taken from."""
 UNITS = 64
-"""Of each layer of the encoders: all of them would take an hour."""
+"""Of each layer of the encoders, those that put out most: all of them would take an hour."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default=SEEDS, help="whose dense models, with commas between")
     parser.add_argument("--out", type=Path, default=Path("docs/measurements"))
     args = parser.parse_args(argv)
-    from inarch.learning.substitutes import layers_of, left
+    from inarch.learning.substitutes import layers_of, left, real_rows
     from inarch.learning.tasks.courses import tensors
     from inarch.learning.trainer import accelerator
     from inarch.learning.workshop import workshop
@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     shop = workshop(base_config(0, FIRST))
     course = shop.pretraining()
-    batches = [tensors(course.batch(0, number, "structure"), accelerator(device="cpu").device) for number in range(BATCHES)]
+    device = accelerator(device="cpu").device
+    drawn = [tensors(course.batch(0, number, "structure"), device) for number in range(BATCHES)]
+    batches = [(batch, real_rows(batch)) for batch in drawn]
     found: dict[str, list[Left]] = {}
     for seed in (int(one) for one in args.seeds.split(",")):
         weights, _ = dense_start(Cell("referring", "dense", 1.0, seed), shop)
@@ -112,7 +114,10 @@ def _written(found: Mapping[str, Sequence[Left]], seeds: str, towers: Mapping[st
     """The measurement as data and as a page: means over the models, by layer; and the encoders."""
     means = {
         name: {
-            **{kind: float(np.mean([getattr(left, kind) for left in each])) for kind in ("free", "median", "chance")},
+            **{
+                kind: float(np.mean([getattr(left, kind) for left in each]))
+                for kind in ("free", "median", "live", "part", "chance")
+            },
             "one": {other: float(np.mean([left.one[other] for left in each])) for other in each[0].one},
         }
         for name, each in found.items()
@@ -121,21 +126,22 @@ def _written(found: Mapping[str, Sequence[Left]], seeds: str, towers: Mapping[st
     text = f"""# What another layer's unit can do in a unit's place
 
 `make bench-substitutes`: the dense models of {FIRST}, seeds {seeds}. How much of what an FFN's units put out is
-left, in per cent, where each reads its vectors from another layer and has a bias of its own; nothing is trained.
-*any*: the best of all units of all other layers, for each unit alone. *median*: of the units then, where above each
-counts by what it puts out. *chance*: as *any*, with the others' numbers shuffled. By number: all read from that one
-layer, each of its units once, as a plan can say it.
+left, in per cent of its variance over up to 1,500 inputs, where each reads its vectors from another layer and has its bias
+as it was; nothing is trained or fitted, and what is constant is left to the layer's bias. *any*: the best of all units of
+all other layers, for each unit alone. *median*: of the units then, whatever they put out, where above each counts by
+that; of those that put out anything (*live*). *chance*: as *any*, with the others' numbers shuffled. By number: all of
+a row's units read from that one layer, each of its units once, as a plan can say it.
 
-| | | any | median | chance | {" | ".join(str(number) for number in range(1, len(means) + 1))} |
-| --- | --- | --- | --- | --- | {" | ".join("---" for _ in means)} |
+| | | any | median | live | chance | {" | ".join(str(number) for number in range(1, len(means) + 1))} |
+| --- | --- | --- | --- | --- | --- | {" | ".join("---" for _ in means)} |
 {_rows(means)}
 
 The same of the encoders of `inarch demo towers`, all-MiniLM-L6 and a ViT-S/14, which others trained apart, for the demo's
-sentences and its four drawn pictures; {UNITS} units of each layer, which may read any unit of a layer. By tower: all read from
-one other layer of that tower, the best one. A few units of the text's layers put out nearly all that these do.
+sentences and its four drawn pictures; those {UNITS} units of each layer that put out most, *part* of what the layer puts
+out, which may read any unit of a layer. By tower: all read from one other layer of that tower, the best one.
 
-| | any | median | chance | one of text | one of vision |
-| --- | --- | --- | --- | --- | --- |
+| | part | any | median | chance | one of text | one of vision |
+| --- | --- | --- | --- | --- | --- | --- |
 {_tower_rows(towers)}
 
 {", ".join(f"{key} {value}" for key, value in described.items())}
@@ -149,7 +155,7 @@ def _tower_rows(towers: Mapping[str, Left]) -> str:
     rows = []
     for name, each in towers.items():
         best = (max(value for other, value in each.one.items() if other.startswith(f"{tower}.")) for tower in ("text", "vision"))
-        cells = (f"{100 * value:.1f}" for value in (each.free, each.median, each.chance, *best))
+        cells = (f"{100 * value:.1f}" for value in (each.part, each.free, each.median, each.chance, *best))
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
@@ -159,8 +165,8 @@ def _rows(means: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for number, (name, mean) in enumerate(means.items(), 1):
         one = (f"{100 * mean['one'][other]:.1f}" if other in mean["one"] else "" for other in means)
-        kinds = (f"{100 * mean[kind]:.1f}" for kind in ("free", "median", "chance"))
-        rows.append(f"| {number} | {name} | " + " | ".join((*kinds, *one)) + " |")
+        free, median, chance = (f"{100 * mean[kind]:.1f}" for kind in ("free", "median", "chance"))
+        rows.append(f"| {number} | {name} | " + " | ".join((free, median, f"{mean['live']:.0f}", chance, *one)) + " |")
     return "\n".join(rows)
 
 
