@@ -171,16 +171,21 @@ def preferences(model: str, task: Any) -> dict[str, dict[str, Any]]:
         task: of the data; whatever stands there.
     """
     wanted: dict[str, dict[str, Any]] = {}
-    drawn, read = task in _DRAWN, task in tuple(OF_FILES)
     if is_glip(model):
+        drawn, read = task in _DRAWN, task in tuple(OF_FILES)
         wanted = {"data": {"side": 64} if drawn else {"each": 1} if read else {}, "dense": {"rate": 1e-3}}
-    elif drawn:
+    elif _is_small_on_drawn(model, task):
         wanted = {"learning": {"rate": 3e-3}}
     return wanted | {name: {"rate": _FULL_RATE} for name in ("dense", "learning") if is_full(model)}
 
 
 _DRAWN = ("scenes", "sprites")
 """Tasks whose images are drawn."""
+
+
+def _is_small_on_drawn(model: str, task: Any) -> bool:
+    """Whether it is a small MDETR that sees drawn images."""
+    return task in _DRAWN and not is_glip(model) and not is_full(model)
 
 
 def is_glip(model: str) -> bool:
@@ -212,7 +217,7 @@ def tuning_defaults(model: str, task: str) -> dict[str, Any]:
     """
     if is_full(model):
         return {"optimisation.rate": _FULL_RATE}
-    return {"optimisation.rate": 2e-3} if task in _DRAWN and not is_glip(model) else {}
+    return {"optimisation.rate": 2e-3} if _is_small_on_drawn(model, task) else {}
 
 
 class TuneConfig(Settings):

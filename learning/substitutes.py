@@ -121,23 +121,19 @@ def left(layers: Mapping[str, Layer], name: str, seed: int = 0, units: int | Non
     worth = _puts_out(layer).double().numpy()
     live, part = worth > LIVE * worth.max(), float(worth.sum()) / (total or 1.0)
     worth = worth / (worth.sum() or 1.0)
-    parts = {key: left_of(layer, other.up, other.down).clip(0) for key, other in others.items()}
-    best = np.concatenate(list(parts.values()), 1).max(1)
-    order = torch.randperm(layer.up.shape[1], generator=torch.Generator().manual_seed(seed))
-    ups, downs = (torch.cat([getattr(other, kind)[:, order] for other in others.values()]) for kind in ("up", "down"))
+    up, down = (torch.cat([getattr(other, kind) for other in others.values()]) for kind in ("up", "down"))
+    order = torch.randperm(up.shape[1], generator=torch.Generator().manual_seed(seed))
+    found, shuffled = left_of(layer, up, down).clip(0), left_of(layer, up[:, order], down[:, order]).clip(0)
+    best = found.max(1)
+    parts = np.split(found * worth[:, None], np.cumsum([len(other.up) for other in others.values()])[:-1], 1)
     return Left(
         free=float(best @ worth),
         median=float(np.median(best[live])) if live.any() else 0.0,
         live=int(live.sum()),
         part=part,
-        one={key: _matched(found * worth[:, None]) for key, found in parts.items()},
-        chance=float(left_of(layer, ups, downs).clip(0).max(1) @ worth),
+        one={key: float(one[linear_sum_assignment(one, maximize=True)].sum()) for key, one in zip(others, parts, strict=True)},
+        chance=float(shuffled.max(1) @ worth),
     )
-
-
-def _matched(parts: Floats) -> float:
-    """The sum where each row takes another column, and as much as it can be."""
-    return float(parts[linear_sum_assignment(parts, maximize=True)].sum())
 
 
 def _loudest(layer: Layer, units: int) -> Layer:

@@ -142,7 +142,8 @@ def test_a_hypernetwork_that_is_not_finite_is_refused_before_it_is_kept(shop: Wo
         seen.append(len(seen))
         return gradient * (math.nan if len(seen) == 3 else 1)  # steps 1, 3 and 5 are the hypernetwork's; 3 and 6 are kept
 
-    next(phase.hypernetwork.parameters()).register_hook(spoil)  # type: ignore[no-untyped-call]
+    spoiled: Any = next(phase.hypernetwork.parameters())
+    spoiled.register_hook(spoil)
     with pytest.raises(InarchError, match="structure_gradient is not finite at step 5"):
         run(phase, tmp_path)
     saved = torch.load(tmp_path / CHECKPOINT, weights_only=True)

@@ -20,7 +20,7 @@ About = tuple[str, str]
 """Setting and task: what methods are compared within."""
 
 OURS = ("joint", "unbound")
-"""Our method as the grid began with it, and as it is now."""
+"""Our method as the grid began with it, and as it is now; others are compared with the first of these that is there."""
 
 
 def pack(scores: npt.NDArray[np.float64]) -> str:
@@ -67,9 +67,9 @@ def _kept(runs: Sequence[Mapping[str, Any]]) -> float:
 
 
 def ours_in(cells: Cells, about: About) -> str:
-    """What others are compared with: ours, as most cells of a setting and task have it."""
-    methods = [cell.method for cell in cells if cell.about == about]
-    return max(OURS, key=methods.count)
+    """Which of ours the others of a setting and task are compared with."""
+    methods = {cell.method for cell in cells if cell.about == about}
+    return next((one for one in OURS if one in methods), OURS[0])
 
 
 def table_rows(cells: Cells, about: About) -> list[list[str]]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from inarch.structure.errors import InarchError
 from inarch.tools import render
@@ -67,6 +66,7 @@ def tower_layers() -> dict[str, Layer]:
     import onnx_ir as ir
 
     from inarch.api import discover
+    from inarch.compiler.values import parameter_tensors
     from inarch.learning.substitutes import layer_of
     from inarch.runtime.session import Session
     from inarch.tools.demo_inputs import demo_feeds
@@ -75,7 +75,7 @@ def tower_layers() -> dict[str, Layer]:
     assets = find_assets()
     feeds, model = demo_feeds(assets.tokenizer), two_tower_model(assets)
     table = discover(model).table
-    parameters = model.graph.initializers
+    parameters, tensors = model.graph.initializers, parameter_tensors(model)
     roles = {site.name: {member.role: member for member in site.members.values()} for site in table.sites if site.kind == "ffn"}
     given = {(name, role): _given(parameters[members[role].param]) for name, members in roles.items() for role in ("up", "down")}
     model.graph.outputs.extend(value for value in dict.fromkeys(given.values()) if not value.is_graph_output())
@@ -86,8 +86,8 @@ def tower_layers() -> dict[str, Layer]:
     real = feeds["text.attention_mask"].reshape(-1) > 0
     layers = {}
     for name, members in roles.items():
-        up, down = (np.moveaxis(_numbers(parameters[members[role].param]), members[role].axis, 0) for role in ("up", "down"))
-        vectors = (up, down, _numbers(parameters[members["up_bias"].param]))
+        up, down = (np.moveaxis(tensors[members[role].param].numpy(), members[role].axis, 0) for role in ("up", "down"))
+        vectors = (up, down, tensors[members["up_bias"].param].numpy())
         inputs, hidden = (outputs[str(given[name, role].name)] for role in ("up", "down"))
         rows = real if name.startswith("text.") else slice(None)  # not what fills up a sentence
         inputs, hidden = (numbers.reshape(-1, numbers.shape[-1])[rows] for numbers in (inputs, hidden))
@@ -102,12 +102,6 @@ def _given(parameter: ir.Value) -> ir.Value:
     if others or user.op_type != "MatMul" or first is None:
         raise InarchError("is not read by one MatMul", where=str(parameter.name))
     return first
-
-
-def _numbers(parameter: ir.Value) -> npt.NDArray[Any]:
-    tensor = parameter.const_value
-    assert tensor is not None, "an initializer"
-    return tensor.numpy()
 
 
 def _written(found: Mapping[str, Sequence[Left]], seeds: str, towers: Mapping[str, Left]) -> tuple[dict[str, object], str]:
