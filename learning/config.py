@@ -51,6 +51,8 @@ class StructureSettings(Settings):
         block: layers in a block.
         families: base -> sites that may read from it; None groups them by ``sharing`` and ``block``.
         bound: whether attentions of a family lose heads together even where ``fill`` leaves them nothing to share.
+        tied: whether those that may share do so from the start and to the end, with all units, and pruning alone is learned; for
+            models whose layers are alike (``shallow``). ``fill`` has no say then.
         prune: whether units may be pruned.
         generator: how gates are generated.
         matching: whether readers' units are permuted to fit their base before anything is learned.
@@ -80,6 +82,7 @@ class StructureSettings(Settings):
     block: Count = 4
     families: dict[str, tuple[str, ...]] | None = None
     bound: bool = False
+    tied: bool = False
     prune: bool = True
     generator: Kind = "joint"
     matching: bool = True
@@ -102,8 +105,8 @@ class StructureSettings(Settings):
 
     @property
     def filled(self) -> tuple[str, ...]:
-        """Names of the axes whose slots are filled; nothing is empty where nothing may be pruned."""
-        return _FILLED[self.fill] if self.prune else ()
+        """Names of the axes whose slots are filled: none where nothing may be pruned, or all that can be is shared anyway."""
+        return _FILLED[self.fill] if self.prune and not self.tied else ()
 
     @model_validator(mode="after")
     def _in_order(self) -> StructureSettings:
@@ -128,6 +131,9 @@ class LearnConfig(Settings):
         model: a preset.
         data: what it is trained on.
         dense: pre-training of the dense model, on grounding where the task has it.
+        shallow: how many of its steps are a model's with half the layers, each of which then becomes two; 0 for none. Both parts
+            begin with the first batch, a warm-up and the whole rate. Neighbours have more in common afterwards, and can share
+            (``structure.tied``); see :mod:`~inarch.learning.stacking`.
         learning: the steps in which the structure is learned, on the same.
         structure: how.
         distil: weight of a teacher's outputs in the loss while the structure is learned, 0 for none. The teacher is the dense
@@ -140,6 +146,7 @@ class LearnConfig(Settings):
     model: str = "mdetr-tiny"
     data: Data = ScenesSettings()
     dense: Optimisation = Optimisation()
+    shallow: Annotated[int, Field(ge=0)] = 0
     learning: Optimisation = Optimisation(steps=3000, rate=1e-3)
     structure: StructureSettings = StructureSettings()
     distil: Annotated[float, Field(ge=0)] = 0.0
@@ -157,6 +164,16 @@ class LearnConfig(Settings):
         if not isinstance(model, str):
             return values
         return filled(values, preferences(model, task_of(values.get("data", {}))))
+
+    @model_validator(mode="after")
+    def _deep_at_last(self) -> LearnConfig:
+        if self.shallow >= self.dense.steps:
+            raise ValueError(
+                f"of {self.dense.steps} dense steps, {self.shallow} are to be shallow: none is left for the whole model"
+            )
+        if self.shallow and self.weights is not None:
+            raise ValueError("weights are given, so nothing is pre-trained: shallow has to be 0")
+        return self
 
 
 def preferences(model: str, task: Any) -> dict[str, dict[str, Any]]:

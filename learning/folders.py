@@ -16,6 +16,7 @@ from inarch.structure.files import whole
 
 CONFIG, PLAN, WEIGHTS, DENSE = "config.json", "plan.json", "weights.safetensors", "dense.safetensors"
 EVALUATION, TEACHER, DIGESTS, SOURCE = "evaluation.json", "teacher.safetensors", "data.json", "source.json"
+SHALLOW = "shallow.safetensors"
 
 
 def dense_folder(run_folder: Path, kind: str) -> Path:

@@ -41,9 +41,9 @@ class AxisSpec:
         key: its site and name.
         heads, per_head: H and P. Where sites share whose heads differ, blocks that every head of each is a multiple of.
         units: its slice of all units.
-        keep: its slice of the logits.
-        share: its slice of the logits where it reads a base, else None.
-        base: the axis that it may share with.
+        keep: its slice of the logits; where families are tied, its base's.
+        share: its slice of the logits where it may read a base, else None.
+        base: the axis that it may share with, or does where families are tied.
         vectors, own: parameters of a unit: weight vectors; biases and riders.
         frozen: whether every unit stays.
         uniform: whether all heads keep the same units.
@@ -94,7 +94,7 @@ class Gates:
     Attributes:
         hard: the same as a structure.
         keep: [U]; in a head that goes, what would be kept if it stayed, so that the head's gate has something to gain.
-        share: [U]; 0 where nothing can be shared.
+        share: [U]; 0 where nothing can be shared. Where families are tied, 1 whether a unit is kept or not: what would be kept.
         heads: [heads of all groups]; 1 where a group keeps its heads.
     """
 
@@ -113,6 +113,7 @@ class GateSpace:
         limits: what the lowering can store; the shipped table's by default.
         prune: whether units may be pruned (else only shared).
         least: part of its units that every axis keeps; at 0 a site may go altogether.
+        tied: whether a base and its readers keep and lose the same units, all of them shared, without gates of sharing.
     """
 
     def __init__(
@@ -123,33 +124,39 @@ class GateSpace:
         *,
         prune: bool = True,
         least: float = 0.0,
+        tied: bool = False,
     ) -> None:
         self.table = table
         self.families = tuple(families)
         self.limits = limits or DEFAULT_COST.balanced
-        self.prune, self.least = prune, least
+        self.prune, self.least, self.tied = prune, least, tied
         self.sites = usable(table)
         self.axes: dict[Key, AxisSpec] = {}
         base_of = {reader: family.base for family in families for reader in family.readers}
         together = self._head_groups()
         blocks = {site.name: math.lcm(*(one.heads for one in members)) for members in together for site in members}
         logits = units = 0
+        keeps: dict[Key, slice] = {}
         for site in self.sites:
             for name in unit_axes(site):
                 axis = site.axes[name]
                 vectors, own = site.unit_parameters(name)
-                keep = slice(logits, logits + axis.size)
-                logits += axis.size
                 share = base = None
                 if site.name in base_of and axis.frozen is None and table[base_of[site.name]].axes[name].frozen is None:
-                    share, base = slice(logits, logits + axis.size), (base_of[site.name], name)
+                    base = (base_of[site.name], name)
+                holder = base if tied and base is not None else (site.name, name)
+                if holder not in keeps:
+                    keeps[holder] = slice(logits, logits + axis.size)
+                    logits += axis.size
+                if base is not None and not tied:
+                    share = slice(logits, logits + axis.size)
                     logits += axis.size
                 self.axes[site.name, name] = AxisSpec(
                     (site.name, name),
                     blocks[site.name],
                     axis.size // blocks[site.name],
                     slice(units, units + axis.size),
-                    keep,
+                    keeps[holder],
                     share,
                     base,
                     vectors,
@@ -181,7 +188,7 @@ class GateSpace:
         share_at = np.full(self.units, -1, np.int64)
         head_at = np.zeros(self.units, np.int64)
         vectors = np.zeros(self.units)
-        may_prune = np.zeros(self.units, np.float32)
+        may_prune, reads = np.zeros(self.units, np.float32), np.zeros(self.units, np.float32)
         self.head_slices: list[slice] = []
         heads_of: dict[str, npt.NDArray[np.int64]] = {}
         total = 0
@@ -196,11 +203,11 @@ class GateSpace:
                 share_at[spec.units] = np.arange(spec.share.start, spec.share.stop)
             head_at[spec.units] = _stretched(heads_of[spec.key[0]], spec.heads * spec.per_head)
             vectors[spec.units] = spec.vectors
-            may_prune[spec.units] = not spec.frozen
+            may_prune[spec.units], reads[spec.units] = not spec.frozen, spec.base is not None
         self.keep_at, self.head_at = torch.from_numpy(keep_at), torch.from_numpy(head_at)
         self.share_at = torch.from_numpy(np.maximum(share_at, 0))
         self.may_share = torch.from_numpy((share_at >= 0).astype(np.float32))
-        self.may_prune = torch.from_numpy(may_prune)
+        self.may_prune, self.reads = torch.from_numpy(may_prune), torch.from_numpy(reads)
         alive_at = [_stretched(heads_of[site.name], site.heads) for site in self.sites]
         self.alive_at = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *alive_at]))
         own, members, weights = private_numbers(self.table, self.sites, {key: spec.units for key, spec in self.axes.items()})
@@ -261,7 +268,8 @@ class GateSpace:
         kept = torch.where(alive[self.head_at] > 0, self.flat(hard.keep).to(soft), wish)
         # What stays or goes whatever its logit says passes no gradient.
         keep = self._through(soft[self.keep_at] * self.may_prune, kept)
-        share = self._through(soft[self.share_at] * self.may_share, self.flat(hard.share))
+        shared = self.reads if self.tied else self.flat(hard.share)
+        share = self._through(soft[self.share_at] * self.may_share, shared)
         return Gates(hard, keep, share, self._through(soft[self.head_logits] * self.may_lose_heads, alive))
 
     @staticmethod
@@ -287,7 +295,8 @@ class GateSpace:
         shared = kept * gates.share.double()
         need = kept - shared
         total = self.fixed + (self.vectors * need).sum()
-        for key, specs in self.readers.items():
+        # Where families are tied, what readers share is what their base keeps.
+        for key, specs in self.readers.items() if not self.tied else ():
             where = self.axes[key].units
             free = 1 - kept[where]
             for spec in specs:
@@ -379,6 +388,8 @@ class GateSpace:
 
         lengths = {spec.key: 0 for spec in specs}
         for spec in specs[1:]:
+            if self.tied and spec.base is not None:
+                lengths[spec.key] = width(first, 0)
             if spec.key in want and first.key[0] not in none and spec.key[0] not in none:
                 wanted = _mean((want[spec.key] > 0) & ((wish[spec.key] > 0) | spec.frozen), rows)
                 lengths[spec.key] = _closest(possible, wanted)

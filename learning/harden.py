@@ -139,13 +139,26 @@ def refuse_unreachable(space: GateSpace, keep: float, name: str, *, filled: bool
     for group in space.groups:
         if group.logits is not None and not space.prune:
             logits[group.logits] = SHUT
-    smallest = as_plan(space, space.project(logits)[0], name, {}).stored / space.table.parameters
+    smallest = _stored(space, logits, name)
     if smallest > keep + TOLERANCE:
         raise InarchError(
             f"{keep:.4g} is out of reach: the smallest structure keeps {smallest:.4f} of the model",
             where="structure.keep",
             hint=_REACH,
         )
+
+    largest = _stored(space, np.full(space.logits, SHUT, np.float32), name) if space.tied else 1.0
+    if largest < keep - TOLERANCE:
+        raise InarchError(
+            f"{keep:.4g} is out of reach: with all shared that is tied, the model keeps {largest:.4f}",
+            where="structure.keep",
+            hint="ask for less, or let fewer layers share",
+        )
+
+
+def _stored(space: GateSpace, logits: Floats, name: str) -> float:
+    """The part of the model that logits keep."""
+    return as_plan(space, space.project(logits)[0], name, {}).stored / space.table.parameters
 
 
 def budget_lever(space: GateSpace, *, heads: bool = False, sharing: bool = False) -> Floats:

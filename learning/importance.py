@@ -29,7 +29,8 @@ def importance(
 ) -> dict[Key, Tensor]:
     """Root mean square of each unit's first-order effect on the loss, [N] an axis.
 
-    Only the vectors that a unit's output goes through are counted, as where gates act. The trainee's weights stay as they are.
+    Only the vectors that a unit's output goes through are counted, as where gates act. Where families are tied, a unit's effect
+    is that of all that go with it. The trainee's weights stay as they are.
 
     Args:
         space: the gates.
@@ -52,12 +53,25 @@ def importance(
             found = tuple(place.reduce(gradient.contiguous(), "mean") for gradient in found)
         gradients = still | dict(zip(learned, found, strict=True))
         with torch.no_grad():
+            effects = {}
             for key in space.axes:
                 out = units.slots[key][0].columns
-                effect = units.read(key, parameters)[:, :out] * units.read(key, gradients)[:, :out]
-                sums[key] += effect.sum(1).square()
+                effects[key] = (units.read(key, parameters)[:, :out] * units.read(key, gradients)[:, :out]).sum(1)
+            if space.tied:
+                effects |= _of_families(space, effects)
+            for key, effect in effects.items():
+                sums[key] += effect.square()
         count += 1
     return {key: (value / max(count, 1)).sqrt() for key, value in sums.items()}
+
+
+def _of_families(space: GateSpace, effects: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+    """What a base's and its readers' units do together, since they go together."""
+    found: dict[Key, Tensor] = {}
+    for base, readers in space.readers.items():
+        family = (base, *(spec.key for spec in readers))
+        found |= dict.fromkeys(family, torch.stack([effects[key] for key in family]).sum(0))
+    return found
 
 
 def standing(space: GateSpace, found: Mapping[Key, Tensor]) -> dict[Key, Tensor]:

@@ -39,6 +39,7 @@ LEARNED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "joint": {},
         "unbound": {"bound": False},
+        "tied": {"tied": True, "sharing": "layer", "block": 2},  # for models whose neighbouring layers were one
         "free": {"generator": "free"},
         "per-modality": {"generator": "per-modality"},
         "separate": {"generator": "separate", "fill": "none"},  # gates of sharing are what the second network is for
@@ -155,7 +156,7 @@ def shop_of(shop: Workshop, method: str) -> Workshop:
 
 
 def _scratch(shop: Workshop, folder: Path, place: Accelerator, progress: Progress | None) -> Outcome:
-    """A model of the compressed size, trained from random weights for as many steps as all others had together."""
+    """A model of the compressed size, trained from random weights, whole, for as many steps as all others had together."""
     smaller = shop_of(shop, "scratch")
     course = shop.pretraining()
     trainee = smaller.trainee(course)

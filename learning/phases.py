@@ -397,5 +397,5 @@ def shares_of(space: GateSpace, hard: Hard) -> dict[str, float]:
     """What part of all units is pruned, and what part of those that may be shared is."""
     kept = sum(float(mask.sum()) for mask in hard.keep.values())
     shared = sum(float(mask.sum()) for mask in hard.share.values())
-    may = max(sum(spec.heads * spec.per_head for spec in space.axes.values() if spec.share is not None), 1)
+    may = max(sum(spec.heads * spec.per_head for spec in space.axes.values() if spec.base is not None), 1)
     return {"pruned": 1 - kept / space.units, "shared": shared / may}

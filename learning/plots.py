@@ -21,12 +21,13 @@ _SPOKEN = {"text": "text backbone", "vision": "vision backbone", "both": "after 
 
 
 def plot_run(folder: Path, out: Path) -> None:
-    """Draw ``dense`` and ``learning`` of a run, what there is of them, as one PNG.
+    """Draw ``shallow``, ``dense`` and ``learning`` of a run, what there is of them, as one PNG.
 
     Raises:
         InarchError: there is no log.
     """
-    logs = {name: read_log(folder / name / LOG) for name in ("dense", "learning") if (folder / name / LOG).exists()}
+    names = (name for name in ("shallow", "dense", "learning") if (folder / name / LOG).exists())
+    logs = {name: read_log(folder / name / LOG) for name in names}
     if not logs:
         raise InarchError("there is no log to draw", where=str(folder))
     figure = _figure(13, 3.4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from inarch.learning.folders import (
     DIGESTS,
     EVALUATION,
     PLAN,
+    SHALLOW,
     SOURCE,
     TEACHER,
     WEIGHTS,
@@ -36,13 +38,14 @@ from inarch.learning.matching import match
 from inarch.learning.models.examples import run_eager
 from inarch.learning.outline import outline
 from inarch.learning.phases import LearnPhase, WeightPhase
+from inarch.learning.stacking import doubled, halved
 from inarch.learning.structured import Structured
 from inarch.learning.tasks.aims import Aim
 from inarch.learning.tasks.courses import Course, share_of
 from inarch.learning.tasks.trainee import Trainee
 from inarch.learning.trainer import CHECKPOINT, Progress, accelerator, run
 from inarch.learning.unit_rows import UnitRows
-from inarch.learning.weights import keep_weights, model_weights, read_weights, weights_of
+from inarch.learning.weights import keep_weights, load_weights, model_weights, read_weights, weights_of
 from inarch.learning.workshop import Workshop, gate_space, workshop
 from inarch.runtime.accuracy import Arrays, Evaluation, Model, evaluate
 from inarch.structure.errors import InarchError
@@ -76,15 +79,36 @@ def train_dense(
     """
     course, config = shop.pretraining(), shop.config
 
-    def phase(module: nn.Module) -> WeightPhase:
-        return WeightPhase("dense", module, course, config.dense, place, config.seed)
-
     def trained() -> dict[str, Tensor]:
         if given is not None:
             return dict(given)
-        return _trained(shop.trainee(course), None, shop, phase, folder / "dense", place, progress)
+        begun = train_shallow(shop, folder, place, progress) if config.shallow else None
+        trainee = shop.trainee(course)
+        if begun is not None:
+            load_weights(trainee, doubled(begun, trainee.state_dict()))
+        rest = config.dense.model_copy(update={"steps": config.dense.steps - config.shallow})
+
+        def phase(module: nn.Module) -> WeightPhase:
+            return WeightPhase("dense", module, course, rest, place, config.seed)
+
+        return _trained(trainee, None, shop, phase, folder / "dense", place, progress)
 
     return _once(folder, DENSE, place, trained)
+
+
+def train_shallow(shop: Workshop, folder: Path, place: Accelerator, progress: Progress | None = None) -> dict[str, Tensor]:
+    """The first steps of dense pre-training, of a model with half the layers; kept in the folder."""
+    course, config = shop.pretraining(), shop.config
+    settings = config.dense.model_copy(update={"steps": config.shallow})
+
+    def phase(module: nn.Module) -> WeightPhase:
+        return WeightPhase("shallow", module, course, settings, place, config.seed)
+
+    def trained() -> dict[str, Tensor]:
+        trainee = replace(shop, model=halved(shop.model)).trainee(course)
+        return _trained(trainee, None, shop, phase, folder / "shallow", place, progress)
+
+    return _once(folder, SHALLOW, place, trained)
 
 
 def _once(folder: Path, name: str, place: Accelerator, made: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -265,6 +289,8 @@ def check(shop: Workshop, processes: int = 1) -> None:
     """
     shop.world.check(shop.world.first)
     config, structure = shop.config, shop.config.structure
+    if config.shallow:
+        halved(shop.model)
     space = gate_space(shop)
     if structure.sharing in ("cross", "layer") and not space.readers:
         raise InarchError(

@@ -174,7 +174,7 @@ def gate_space(shop: Workshop) -> GateSpace:
     else:
         found = families(table, structure.sharing, structure.block)
         found = found if structure.bound else sharers(table, found, structure.filled)
-    return GateSpace(table, found, prune=structure.prune, least=structure.least)
+    return GateSpace(table, found, prune=structure.prune, least=structure.least, tied=structure.tied)
 
 
 def task_of(config: LearnConfig, kind: Aim, split: str = "test") -> Task:

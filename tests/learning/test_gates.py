@@ -47,10 +47,16 @@ def table(form: str) -> SiteTable:
 
 @cache
 def space(
-    form: str, sharing: Sharing = "joint", block: int = 2, prune: bool = True, least: float = 0.0, prefer: str | None = None
+    form: str,
+    sharing: Sharing = "joint",
+    block: int = 2,
+    prune: bool = True,
+    least: float = 0.0,
+    prefer: str | None = None,
+    tied: bool = False,
 ) -> GateSpace:
     limits = DEFAULT_COST.limits(prefer)
-    return GateSpace(table(form), families(table(form), sharing, block), limits, prune=prune, least=least)
+    return GateSpace(table(form), families(table(form), sharing, block), limits, prune=prune, least=least, tied=tied)
 
 
 def plan_of(gates: GateSpace, hard: Hard) -> Plan:
@@ -77,6 +83,7 @@ SPACES = st.builds(
     st.sampled_from([1, 2, 4]),
     st.sampled_from([True, True, True, False]),
     st.sampled_from([0.0, 0.0, 0.2]),
+    tied=st.sampled_from([False, False, True]),
 )
 
 
@@ -157,7 +164,7 @@ def test_gates_are_exactly_zero_or_one_and_say_the_structure(case: tuple[GateSpa
     kept = made.keep * alive
     assert torch.equal(kept, gates.flat(made.hard.keep))
     assert bool((made.keep[frozen & (alive == 0)] == 1).all())
-    assert torch.equal(made.share, gates.flat(made.hard.share))
+    assert torch.equal(made.share * (kept if gates.tied else 1), gates.flat(made.hard.share))
 
 
 # Numbers that a float cannot hold
@@ -213,6 +220,19 @@ def test_everything_shared_is_one_base_a_family(form: str) -> None:
     every = gates.all_shared()
     assert torch.equal(gates.flat(every.share), gates.flat(made.hard.share))
     assert torch.equal(gates.flat(every.keep), gates.flat(made.hard.keep))
+
+
+@settings(max_examples=60)
+@given(
+    gated(st.builds(space, st.sampled_from(FORMS), st.sampled_from(SHARING), least=st.sampled_from([0, 0.2]), tied=st.just(True)))
+)
+def test_tied_families_keep_the_same_and_share_all_of_it(case: tuple[GateSpace, Gates]) -> None:
+    gates, made = case
+    assert all(spec.share is None for spec in gates.axes.values())
+    for key, spec in gates.axes.items():
+        if spec.base is not None:
+            assert np.array_equal(made.hard.keep[key], made.hard.keep[spec.base])
+            assert np.array_equal(made.hard.share[key], made.hard.keep[key])
 
 
 def test_without_a_base_nothing_is_shared() -> None:
@@ -358,6 +378,16 @@ def test_what_a_base_loses_costs_nothing_while_it_is_read() -> None:
     base = gates.axes["text.layer.0.ffn", "hidden"]
     slope = torch.sigmoid(torch.tensor(2.5)) * (1 - torch.sigmoid(torch.tensor(2.5))) / 0.4
     torch.testing.assert_close(found[base.keep], (slope * 1).expand(64), msg="only its bias would be saved")
+
+
+@pytest.mark.parametrize("start", [1.0, -1.0])
+def test_what_a_tied_unit_costs_is_paid_once_whether_it_is_kept_or_not(start: float) -> None:
+    row = table_of([ffn(f"text.layer.{n}.ffn", 8, 64) for n in range(3)])
+    gates = GateSpace(row, families(row, block=3), tied=True)
+    assert gates.logits == 64
+    slope = torch.sigmoid(torch.tensor(2.5)) * (1 - torch.sigmoid(torch.tensor(2.5))) / 0.4
+    found = gradients(gates, torch.full((64,), start))
+    torch.testing.assert_close(found, (slope * (2 * 8 + 3)).expand(64), msg="two vectors, and a bias for each of the three")
 
 
 def test_noise_moves_the_gates() -> None:

@@ -14,7 +14,7 @@ from inarch.learning.importance import FAR, importance, standing
 from inarch.learning.tasks.courses import tensors
 from inarch.learning.trainer import accelerator
 from inarch.learning.unit_rows import Key, UnitRows
-from inarch.learning.workshop import Workshop, gate_space
+from inarch.learning.workshop import Workshop, gate_space, replaced
 
 from tests.learning import tiny
 from tests.learning.tables import ffn, table_of
@@ -30,11 +30,17 @@ def derivatives(shop: Workshop, trainee: Any, units: UnitRows, space: GateSpace,
         rows[key] = torch.cat((own[:, :out] * factor[:, None], own[:, out:]), 1)
     written = units.write(rows, {}, parameters)
     losses = functional_call(trainee, {f"model.{name}": value for name, value in written.items()}, (batch,))
-    found = torch.autograd.grad(torch.stack(list(losses.values())).sum(), list(factors.values()))
-    return dict(zip(factors, found, strict=True))
+    slopes = torch.autograd.grad(torch.stack(list(losses.values())).sum(), list(factors.values()))
+    found = dict(zip(factors, slopes, strict=True))
+    for base, readers in space.readers.items() if space.tied else ():  # one factor for all of a family
+        family = (base, *(spec.key for spec in readers))
+        found |= dict.fromkeys(family, torch.stack([found[key] for key in family]).sum(0))
+    return found
 
 
-def test_importance_is_the_losses_derivative_by_what_units_put_out(shop: Workshop) -> None:
+@pytest.mark.parametrize("changes", [{}, {"tied": True, "sharing": "layer", "block": 2}])
+def test_importance_is_the_losses_derivative_by_what_units_put_out(shop: Workshop, changes: dict[str, Any]) -> None:
+    shop = replaced(shop, structure=shop.config.structure.model_copy(update=changes))
     course = shop.world.course("grounding")
     trainee = shop.trainee(course)
     model = trainee.get_submodule("model")

@@ -17,9 +17,11 @@ from inarch.tools.benchmarks import accuracy
 from inarch.tools.benchmarks.accuracy_grid import (
     FAST,
     FIRST,
+    GROWN,
     STARTS,
     STORE,
     Cell,
+    base_config,
     check_start,
     closed,
     dense_key,
@@ -97,10 +99,11 @@ def test_the_tables_figures(kind: str, seeds: int) -> None:
         ]
 
 
-def test_where_the_grid_has_ours_unbound_others_are_compared_with_that() -> None:
-    made = {replace(cell, method=cell.method.replace("joint", "unbound")): data for cell, data in cells(2).items()}
+@pytest.mark.parametrize("name", ["unbound", "tied"])
+def test_where_the_grid_has_another_of_ours_others_are_compared_with_that(name: str) -> None:
+    made = {replace(cell, method=cell.method.replace("joint", name)): data for cell, data in cells(2).items()}
     rows = {row[0]: row[-1] for row in table_rows(made, (FIRST, "vqa"))}
-    assert rows == {"dense": "", "unbound": "", "prune": interval(raw(made, "prune", "vqa"), raw(made, "unbound", "vqa"))}
+    assert rows == {"dense": "", name: "", "prune": interval(raw(made, "prune", "vqa"), raw(made, name, "vqa"))}
 
 
 def test_only_common_seeds_are_compared() -> None:
@@ -167,6 +170,10 @@ def test_cells_of_a_seed_start_from_one_dense_model() -> None:
     assert dense_key(0, FAST) == dense_key(0)
     with pytest.raises(InarchError, match=r"that of .*3e-3-referring-joint-.* is b"):
         check_start(first, "a", {replace(first, setting=FAST): {"dense": "b"}})
+    # What grew in depth is another dense model, and trained as another.
+    check_start(first, "a", {replace(first, setting=GROWN): {"dense": "b"}})
+    assert 0 < base_config(0, GROWN).shallow < base_config(0, GROWN).dense.steps
+    assert dense_key(0, GROWN).rpartition("-")[2] != dense_key(0).rpartition("-")[2]
     assert closed(first, {second: {}})
     assert not closed(first, {second: {"dense": "b"}, replace(second, seed=1): {}})
 

@@ -26,6 +26,8 @@ FAST = "mdetr-tiny/scenes/3e-3"
 """From the same dense models, and then all methods at twice the rates; a third part of a name is what is other than usual."""
 LONG = "mdetr-tiny/scenes/3e-3-twice"
 """The same with twice the steps in which a structure is learned, or whatever else a method does in them."""
+GROWN = "mdetr-tiny/scenes-grown/3e-3"
+"""As ``FAST``, from dense models that had half the layers for half of their steps: neighbours are alike there."""
 DISTIL = 40.0
 """Weight of the teacher's outputs in the loss of what is distilled, in learning and in tuning."""
 
@@ -43,6 +45,7 @@ class Setting:
         dense: of the pre-training that a seed's methods share.
         learning: what every method gets on top of that.
         tuning: task -> how every method is tuned for it.
+        shallow: how many steps of pre-training a model with half the layers takes.
     """
 
     model: str
@@ -50,6 +53,7 @@ class Setting:
     dense: Mapping[str, float]
     learning: Mapping[str, float]
     tuning: Mapping[str, Mapping[str, float]]
+    shallow: int = 0
 
 
 _DENSE, _LEARNING = {"steps": 8000, "rate": 3e-3}, {"steps": 2000, "rate": 1.5e-3, "warmup": 100}
@@ -93,6 +97,14 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
             _DENSE,
             _LEARNING | {"rate": 3e-3, "steps": 4000},
             {"referring": _TUNING | {"rate": 2e-3}},
+        ),
+        GROWN: Setting(
+            "mdetr-tiny",
+            {"task": "scenes", "level": "medium"},
+            _DENSE,
+            _LEARNING | {"rate": 3e-3},
+            {"referring": _TUNING | {"rate": 2e-3}},
+            shallow=4000,
         ),
     }
 )
@@ -161,11 +173,16 @@ def grid() -> Iterator[Cell]:
             yield Cell("vqa", method, 0.6 if taught else 1.0, seed, distilled=taught, taught=taught)
     for seed in _KEPT:
         yield Cell("referring", "dense", 1.0, seed, FAST)
-        for keep in (0.3, 0.6, 0.5, 0.2):
+        for keep in (0.3, 0.6, 0.5, 0.2, 0.65):
             for method in ("unbound", "prune", "magnitude"):
                 yield Cell("referring", method, keep, seed, FAST, distilled=True, taught=True)
         for method in ("unbound", *BASELINES):
             yield Cell("referring", method, 0.6, seed, FAST)
+    for seed in _KEPT:
+        yield Cell("referring", "dense", 1.0, seed, GROWN)
+        for keep in (0.2, 0.3, 0.4):
+            for method in ("tied", "prune", "unbound"):
+                yield Cell("referring", method, keep, seed, GROWN, distilled=True, taught=True)
     for seed in _KEPT:
         yield Cell("referring", "dense", 1.0, seed, LONG)
         for keep in (0.3, 0.2):
@@ -206,7 +223,7 @@ def grid() -> Iterator[Cell]:
             for method in ("joint", "prune", "magnitude", "uniform"):
                 yield Cell("referring", method, keep, seed, distilled=True, taught=True)
     for seed in range(3):
-        for name in (name for name in SETTINGS if name not in (FIRST, FAST, LONG)):
+        for name in (name for name in SETTINGS if name not in (FIRST, FAST, GROWN, LONG)):
             for kind in SETTINGS[name].tuning:
                 for method, keep in (("dense", 1.0), ("joint", 0.6), ("prune", 0.6), ("uniform", 0.6)):
                     yield Cell(kind, method, keep, seed, name)
@@ -224,6 +241,7 @@ def base_config(seed: int, setting: str = FIRST) -> LearnConfig:
             "model": chosen.model,
             "data": dict(chosen.data),
             "dense": dict(chosen.dense),
+            "shallow": chosen.shallow,
             "learning": dict(chosen.learning),
             # Attentions were bound when the grid was begun; "unbound", today's default, is a method of its own.
             "structure": {"bound": True},
@@ -251,7 +269,8 @@ def method_key(cell: Cell) -> str:
 def dense_key(seed: int, setting: str = FIRST) -> str:
     """The name of a seed's dense model, with a hash of what its pre-training depends on."""
     settings = base_config(seed, setting).model_dump(mode="json")
-    digest = _digest([settings[name] for name in ("model", "data", "dense", "precision", "seed")])
+    names = ("model", "data", "dense", "precision", "seed", *(("shallow",) if settings["shallow"] else ()))
+    digest = _digest([settings[name] for name in names])
     return f"{_prefix(_pretrained(setting))}dense-{seed}-{digest}"
 
 
@@ -272,8 +291,10 @@ def _settings(cell: Cell) -> dict[str, Any]:
     # Settings that came later: where they are not used, names stay as they were.
     if settings["structure"]["families"] is None:
         del settings["structure"]["families"]
-    del settings["structure"]["bound"]
+    del settings["structure"]["bound"], settings["structure"]["tied"]
     del settings["distil"]
+    if not settings["shallow"]:
+        del settings["shallow"]
     if cell.taught:
         settings["distil"] = DISTIL
     if cell.method in LEARNED:

@@ -19,8 +19,8 @@ Cells = Mapping[Cell, Mapping[str, Any]]
 About = tuple[str, str]
 """Setting and task: what methods are compared within."""
 
-OURS = ("joint", "unbound")
-"""Our method as the grid began with it, and as it is now; others are compared with the first of these that is there."""
+OURS = ("joint", "tied", "unbound")
+"""Our method as the grid began with it, for models that grew in depth, and as it is now: the first that is there is compared."""
 
 
 def pack(scores: npt.NDArray[np.float64]) -> str:
@@ -151,7 +151,8 @@ def write_report(cells: Cells, folder: Path, name: str = "accuracy") -> None:
         "`throughout`, the dense model after as many further steps was its teacher before that, too. `ours` is taught alike.",
         "`ours` is `joint`, in which, as in its ablations, attentions of a family lose heads together though they share nothing:",
         "the default when the grid was begun. `unbound` is the same without that, the default now, and ours where a setting has",
-        "no `joint`.",
+        "no `joint`. Dense models of `scenes-grown` had half the layers for half of their steps, and then each of them twice:",
+        "`tied`, in which such neighbours share everything that they keep, is ours there.",
         f"{len(cells)} cells, {hours:.1f} hours in all without dense pre-training.",
         f"Printed on: {described}.",
         "",
