@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from inarch.learning.config import LearnConfig
 from inarch.learning.folders import SHALLOW
 from inarch.learning.methods import LEARNED
 from inarch.learning.models import registry
@@ -22,7 +22,7 @@ from inarch.learning.runs import learn, train_dense
 from inarch.learning.stacking import doubled, halved
 from inarch.learning.trainer import CHECKPOINT, LOG, accelerator, read_log
 from inarch.learning.weights import model_weights, read_weights, weights_of
-from inarch.learning.workshop import Workshop, workshop
+from inarch.learning.workshop import Workshop
 from inarch.structure.errors import InarchError
 
 from tests.learning import tiny
@@ -89,18 +89,18 @@ def test_another_models_weights_do_not_grow() -> None:
 
 
 @pytest.fixture
-def deeper(monkeypatch: pytest.MonkeyPatch, shop: Workshop) -> LearnConfig:
-    monkeypatch.setattr(registry, "PRESETS", {**registry.PRESETS, "deeper": DEEPER})
-    return tiny.config(model="deeper", shallow=4)
+def deeper(shop: Workshop) -> Workshop:
+    """A run that begins shallow; its sites, which dense training does not look at, are another model's."""
+    config = tiny.config(shallow=4, dense={"interval": 1})
+    return replace(shop, config=config, model=shop.world.fitted(DEEPER))
 
 
-def test_a_run_begins_with_half_the_layers(deeper: LearnConfig, tmp_path: Path) -> None:
-    place = accelerator("no", "cpu")
-    dense = train_dense(workshop(deeper), tmp_path, place)
+def test_a_run_begins_with_half_the_layers(deeper: Workshop, tmp_path: Path) -> None:
+    dense = train_dense(deeper, tmp_path, accelerator("no", "cpu"))
     steps = {name: max(max(rows) for rows, _ in read_log(tmp_path / name / LOG).values()) for name in ("shallow", "dense")}
     assert steps == {"shallow": 4, "dense": 2}, "of six in all"
     grown = doubled(read_weights(tmp_path / SHALLOW), dense)
-    fresh = weights_of(workshop(deeper).trainee(workshop(deeper).pretraining()))
+    fresh = weights_of(deeper.trainee(deeper.pretraining()))
 
     def apart(other: dict[str, Tensor]) -> float:
         return float(torch.stack([(value - other[name]).square().sum() for name, value in dense.items()]).sum())
@@ -109,10 +109,9 @@ def test_a_run_begins_with_half_the_layers(deeper: LearnConfig, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("stop", ["shallow", "dense"])
-def test_a_killed_run_goes_on(deeper: LearnConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: str) -> None:
-    each = deeper.model_copy(update={"dense": deeper.dense.model_copy(update={"interval": 1})})
-    shop, place = workshop(each), accelerator("no", "cpu")
-    whole = train_dense(shop, tmp_path / "whole", place)
+def test_a_killed_run_goes_on(deeper: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: str) -> None:
+    place = accelerator("no", "cpu")
+    whole = train_dense(deeper, tmp_path / "whole", place)
     plain = WeightPhase.step
 
     def step(self: WeightPhase, number: int) -> dict[str, float]:
@@ -122,11 +121,11 @@ def test_a_killed_run_goes_on(deeper: LearnConfig, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(WeightPhase, "step", step)
     with pytest.raises(KeyboardInterrupt):
-        train_dense(shop, tmp_path / "killed", place)
+        train_dense(deeper, tmp_path / "killed", place)
     monkeypatch.setattr(WeightPhase, "step", plain)
     assert (tmp_path / "killed" / SHALLOW).exists() == (stop == "dense")
     assert (tmp_path / "killed" / stop / CHECKPOINT).exists()
-    again = train_dense(shop, tmp_path / "killed", place)
+    again = train_dense(deeper, tmp_path / "killed", place)
     assert tiny.differing(again, whole) == []
 
 
