@@ -23,6 +23,7 @@ from inarch.tools.benchmarks.accuracy_grid import (
     Cell,
     base_config,
     check_start,
+    check_teacher,
     closed,
     dense_key,
     grid,
@@ -176,6 +177,14 @@ def test_cells_of_a_seed_start_from_one_dense_model() -> None:
     assert dense_key(0, GROWN).rpartition("-")[2] != dense_key(0).rpartition("-")[2]
     assert closed(first, {second: {}})
     assert not closed(first, {second: {"dense": "b"}, replace(second, seed=1): {}})
+
+
+def test_a_cell_is_taught_by_the_dense_model_that_it_is_compared_with() -> None:
+    cell = Cell("referring", "prune", 0.6, 5, FAST, distilled=True, taught=True)
+    check_teacher(cell, {"before": 0.9}, {})
+    check_teacher(cell, {"before": 0.9}, {cell.teacher: {"before": 0.9}, replace(cell.teacher, seed=6): {"before": 0.8}})
+    with pytest.raises(InarchError, match=r"is worth 0\.9000, that of .*3e-3-referring-dense-1\.00-5-.* 0\.8990"):
+        check_teacher(cell, {"before": 0.9}, {cell.teacher: {"before": 0.899}})
 
 
 def test_a_dense_model_is_kept_for_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

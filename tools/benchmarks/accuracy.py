@@ -34,6 +34,7 @@ from inarch.tools.benchmarks.accuracy_grid import (
     Cell,
     base_config,
     check_start,
+    check_teacher,
     closed,
     dense_key,
     grid,
@@ -58,6 +59,8 @@ def compute(cell: Cell, shop: Workshop) -> dict[str, Any]:
     dense = dense_start(cell, prepared)[1]
     check_start(cell, dense, stored(STORE))
     keep_start(cell)
+    if cell.distilled:
+        check_teacher(cell, learned(cell.teacher, prepared)[1], stored(STORE))
     outcome, record = learned(cell, prepared)
     start = time.monotonic()
     weights = tuned(cell, shop, outcome)

@@ -333,6 +333,26 @@ def check_start(cell: Cell, dense: str, others: Mapping[Cell, Mapping[str, Any]]
             )
 
 
+def check_teacher(cell: Cell, teacher: Mapping[str, Any], others: Mapping[Cell, Mapping[str, Any]]) -> None:
+    """Refuse a cell whose teacher is not the dense model that it is compared with: another processor trains another one.
+
+    Args:
+        cell: to be computed.
+        teacher: what is known of the dense model after as many further steps here.
+        others: what is stored.
+
+    Raises:
+        InarchError: the dense cell that is stored was worth something else then.
+    """
+    there = others.get(cell.teacher)
+    if there is not None and there["before"] != teacher["before"]:
+        raise InarchError(
+            f"the teacher here is worth {teacher['before']:.4f}, that of {key_of(cell.teacher)} {there['before']:.4f}",
+            where=str(WORK / method_key(cell.teacher)),
+            hint="fill it where that one was made, or remove that one and what it taught, and fill them anew",
+        )
+
+
 def _beside(cell: Cell, others: Mapping[Cell, Mapping[str, Any]]) -> Iterator[tuple[Cell, Mapping[str, Any]]]:
     """Those that start from the same dense model."""
     start = _pretrained(cell.setting), cell.seed
