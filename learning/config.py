@@ -112,6 +112,8 @@ class StructureSettings(Settings):
     def _in_order(self) -> StructureSettings:
         if self.families is not None and self.sharing == "none":
             raise ValueError("families are given, and sharing is none: one of them has to go")
+        if self.tied and self.sharing == "none":
+            raise ValueError("tied, and sharing is none: there is nothing to tie")
         if self.arrive < self.freeze:
             raise ValueError(f"weights cannot arrive ({self.arrive}) before the gates are frozen ({self.freeze})")
         if self.gather and self.gather >= self.freeze:

@@ -134,6 +134,7 @@ def test_a_killed_run_goes_on(deeper: Workshop, tmp_path: Path, monkeypatch: pyt
     [
         ({"shallow": 6}, "of 6 dense steps, 6 are to be shallow"),
         ({"shallow": 2, "weights": "w.safetensors"}, "shallow has to be 0"),
+        ({"structure": {"tied": True, "sharing": "none"}}, "there is nothing to tie"),
         ({"shallow": -1}, "greater than or equal to 0"),
     ],
 )
