@@ -86,29 +86,32 @@ def train_dense(
         trainee = shop.trainee(course)
         if begun is not None:
             load_weights(trainee, doubled(begun, trainee.state_dict()))
-        rest = config.dense.model_copy(update={"steps": config.dense.steps - config.shallow})
-
-        def phase(module: nn.Module) -> WeightPhase:
-            return WeightPhase("dense", module, course, rest, place, config.seed)
-
-        return _trained(trainee, None, shop, phase, folder / "dense", place, progress)
+        return _pretrained(trainee, config.dense.steps - config.shallow, shop, folder / "dense", place, progress)
 
     return _once(folder, DENSE, place, trained)
 
 
 def train_shallow(shop: Workshop, folder: Path, place: Accelerator, progress: Progress | None = None) -> dict[str, Tensor]:
     """The first steps of dense pre-training, of a model with half the layers; kept in the folder."""
-    course, config = shop.pretraining(), shop.config
-    settings = config.dense.model_copy(update={"steps": config.shallow})
-
-    def phase(module: nn.Module) -> WeightPhase:
-        return WeightPhase("shallow", module, course, settings, place, config.seed)
 
     def trained() -> dict[str, Tensor]:
-        trainee = replace(shop, model=halved(shop.model)).trainee(course)
-        return _trained(trainee, None, shop, phase, folder / "shallow", place, progress)
+        trainee = replace(shop, model=halved(shop.model)).trainee(shop.pretraining())
+        return _pretrained(trainee, shop.config.shallow, shop, folder / "shallow", place, progress)
 
     return _once(folder, SHALLOW, place, trained)
+
+
+def _pretrained(
+    trainee: Trainee, steps: int, shop: Workshop, folder: Path, place: Accelerator, progress: Progress | None
+) -> dict[str, Tensor]:
+    """Train a trainee for so many steps of dense pre-training; the folder's name is the phase's."""
+    course, config = shop.pretraining(), shop.config
+    settings = config.dense.model_copy(update={"steps": steps})
+
+    def phase(module: nn.Module) -> WeightPhase:
+        return WeightPhase(folder.name, module, course, settings, place, config.seed)
+
+    return _trained(trainee, None, shop, phase, folder, place, progress)
 
 
 def _once(folder: Path, name: str, place: Accelerator, made: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -138,7 +138,7 @@ def test_a_killed_run_goes_on(deeper: Workshop, tmp_path: Path, monkeypatch: pyt
         ({"shallow": -1}, "greater than or equal to 0"),
     ],
 )
-def test_what_cannot_be_shallow(changes: dict[str, Any], message: str) -> None:
+def test_settings_that_contradict_each_other(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny.config(**changes)
 

@@ -57,10 +57,11 @@ def compute(cell: Cell, shop: Workshop) -> dict[str, Any]:
 
     prepared = _of_cell(cell, shop)
     dense = dense_start(cell, prepared)[1]
-    check_start(cell, dense, stored(STORE))
+    there = stored(STORE)
+    check_start(cell, dense, there)
     keep_start(cell)
     if cell.distilled:
-        check_teacher(cell, learned(cell.teacher, prepared)[1], stored(STORE))
+        check_teacher(cell, learned(cell.teacher, prepared)[1], there)
     outcome, record = learned(cell, prepared)
     start = time.monotonic()
     weights = tuned(cell, shop, outcome)

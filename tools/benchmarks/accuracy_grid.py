@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,13 @@ class Setting:
 
 _DENSE, _LEARNING = {"steps": 8000, "rate": 3e-3}, {"steps": 2000, "rate": 1.5e-3, "warmup": 100}
 _TUNING = {"steps": 2000, "rate": 1e-3, "warmup": 100}
+_FAST = Setting(
+    "mdetr-tiny",
+    {"task": "scenes", "level": "medium"},
+    _DENSE,
+    _LEARNING | {"rate": 3e-3},
+    {"referring": _TUNING | {"rate": 2e-3}},
+)
 SETTINGS: Mapping[str, Setting] = MappingProxyType(
     {
         FIRST: Setting(
@@ -84,28 +91,9 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
         "mdetr-tiny/sprites": Setting(
             "mdetr-tiny", {"task": "sprites", "level": "medium"}, _DENSE, _LEARNING, {"referring": _TUNING}
         ),
-        FAST: Setting(
-            "mdetr-tiny",
-            {"task": "scenes", "level": "medium"},
-            _DENSE,
-            _LEARNING | {"rate": 3e-3},
-            {"referring": _TUNING | {"rate": 2e-3}},
-        ),
-        LONG: Setting(
-            "mdetr-tiny",
-            {"task": "scenes", "level": "medium"},
-            _DENSE,
-            _LEARNING | {"rate": 3e-3, "steps": 4000},
-            {"referring": _TUNING | {"rate": 2e-3}},
-        ),
-        GROWN: Setting(
-            "mdetr-tiny",
-            {"task": "scenes", "level": "medium"},
-            _DENSE,
-            _LEARNING | {"rate": 3e-3},
-            {"referring": _TUNING | {"rate": 2e-3}},
-            shallow=4000,
-        ),
+        FAST: _FAST,
+        LONG: replace(_FAST, learning={**_FAST.learning, "steps": 4000}),
+        GROWN: replace(_FAST, shallow=4000),
     }
 )
 
